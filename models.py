@@ -288,7 +288,7 @@ def load_generator(path, device="cpu"):
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
     except Exception as error:
         raise ValueError(f"{path} is damaged or no .safetensors file ({error}): {way_out}") from error
     if metadata.get("format") != "srgan-generator":

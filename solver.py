@@ -62,7 +62,6 @@ class Solver:
         schedule="constant",  # "constant", "cosine" (to zero), "tenth" (a tenth in the second half; the paper's for SRGAN)
         warmup_steps=0,  # linear, from zero
         ema_decay=0.999,  # half-life of the averaged generator: 693 steps
-        seed=0,  # of the patches
         mixed_precision="no",  # "bf16" or "fp16" on GPUs that are faster with it
         num_workers=0,  # the patch store is faster than workers' queues
         log_every=20,  # steps between rows of the history; reading a loss makes a GPU wait
@@ -404,7 +403,9 @@ class Solver:
 
     def _identity(self):
         """What must be the same for a run to go on as if it had never stopped."""
-        identity = {**self.config, "train_images": self.dataset.fingerprint, "crop_size": self.dataset.crop_size}
+        data = self.dataset
+        identity = {**self.config, "train_images": _fingerprint(data.pairs)}
+        identity.update(crop_size=data.crop_size, patches_per_image=data.patches_per_image, seed=data.seed)
         return json.loads(json.dumps(identity))  # as it will be read back: tuples are lists there
 
     def _state(self):
@@ -557,6 +558,12 @@ def default_content_weight(name, source):
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _fingerprint(pairs):
+    """Tells one training set from another, wherever its folder lies: a hash of the images' names and sizes."""
+    names = json.dumps([(pair.name, pair.width, pair.height) for pair in pairs])
+    return f"{len(pairs)} images, {hashlib.sha256(names.encode()).hexdigest()[:16]}"
 
 
 def _step_of(path):

@@ -1,0 +1,53 @@
+# Two commands matter: `make run` and `make test`. `make help` lists the others.
+PYTHON ?= python3
+BIN := .venv/bin
+# Committed notebooks keep plain text and one line per progress bar: carriage returns are resolved, widgets never used.
+EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.coalesce_streams=True
+QUICK := -p preset quick -p lists data/embedded/lists
+
+.PHONY: help run test lint format notebooks bench soak clean
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+run: .venv/installed ## the three notebooks on scikit-image's photographs, into runs/ (ten minutes on two cores)
+	mkdir -p runs
+	$(BIN)/python create_data_lists.py --embedded
+	$(BIN)/papermill --log-output --no-progress-bar train.ipynb runs/train.ipynb $(QUICK)
+	$(BIN)/papermill --log-output --no-progress-bar test.ipynb runs/test.ipynb $(QUICK) -y 'sets: [embedded_test]'
+	$(BIN)/papermill --log-output --no-progress-bar super_resolution.ipynb runs/super_resolution.ipynb $(QUICK) -p show_set embedded_test
+	@echo; echo 'Executed notebooks:'; ls runs/*.ipynb
+	@echo 'Pictures:'; find results/quick -name '*.png'
+
+test: .venv/installed-dev ## the test suite
+	$(BIN)/python -m pytest
+
+soak: .venv/installed-dev ## the long checks: killed and resumed at many moments
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed-dev ## ruff, over modules and notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed-dev ## let ruff lay the code out
+	$(BIN)/ruff format .
+
+notebooks: .venv/installed ## run the committed notebooks on the data in data/, in place (training goes on where it stopped)
+	$(EXECUTE) train.ipynb test.ipynb super_resolution.ipynb
+
+bench: .venv/installed-dev ## speed, side by side with the usual ways
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean: ## remove what `make run` made and the environment; data/ and checkpoints/ of your own stay
+	rm -rf .venv runs results/quick checkpoints/quick data/embedded .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
