@@ -89,7 +89,7 @@ def init_as_interpolator(generator):
 
     - head: centre tap 1 (PReLU lets values in [0, 1] pass);
     - residual blocks and the block after them: last batch-norm gain 0, so that the trunk is its skips (Goyal et al.
-      2017); each gain has a gradient from the first step on;
+      2017); the gain after the blocks moves from the first step on, the blocks' own from the second;
     - sub-pixel convolutions: ICNR (Aitken et al. 2017), the four sub-pixels of a map start alike, hence no
       checkerboard; the first three maps are passed on. After two of them each pixel is repeated 4 x 4 times;
     - tail: (1 2 2 2 1)/8 in both directions turns that repetition into exactly bilinear interpolation (half-pixel
