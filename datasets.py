@@ -302,12 +302,13 @@ class PatchDataset(Dataset):
         if self.crop_size < self.scale or self.crop_size % self.scale:
             raise ValueError(f"crop_size must be a positive multiple of {self.scale}, got {self.crop_size}")
         crop = self.crop_size // self.scale
-        for pair, size in zip(self.pairs, self.lr_sizes, strict=True):
-            if size.min() < crop:
-                raise ValueError(
-                    f"{pair.hr}: {pair.width} x {pair.height} pixels are too few for patches of {self.crop_size}; take a "
-                    f"smaller crop_size, or leave the image out of {self.list_file}"
-                )
+        too_small = self.lr_sizes.min(axis=1) < crop
+        if too_small.any():
+            pair = self.pairs[too_small.argmax()]
+            raise ValueError(
+                f"{pair.hr}: {pair.width} x {pair.height} pixels are too few for patches of {self.crop_size}; take a "
+                f"smaller crop_size, or leave the image out of {self.list_file}"
+            )
         # A batch holds distinct images (the paper, section 3.2). n / 2 in a row leave the order of a round random
         # enough, 64 cover the usual batches of a small list; a PatchLoader with larger batches than that asks for more.
         n = len(self.pairs)
@@ -465,9 +466,10 @@ class PatchLoader:
             start += mirror * (side - 1) + upside_down * (side - 1) * width
             right, down = np.where(mirror, -1, 1), np.where(upside_down, -width, width)
             right, down = np.where(transpose, down, right), np.where(transpose, right, down)
-            # Uploaded once an epoch: nothing in the loop below waits for the device.
-            table = torch.from_numpy(np.stack([start, down, right])[:, chosen]).to(self.device)
-            sources.append((table[:, :, None, None], torch.arange(side, device=self.device)))
+            # Uploaded once an epoch: nothing in the loop below waits for the device. 32 bits halve its arithmetic.
+            dtype = torch.int32 if len(self._pixels) < 2**31 else torch.int64
+            table = torch.from_numpy(np.stack([start, down, right])[:, chosen]).to(self.device, dtype)
+            sources.append((table[:, :, None, None], torch.arange(side, dtype=dtype, device=self.device)))
         end = 0
         for batch in batches:
             begin, end = end, end + len(batch)
