@@ -29,6 +29,7 @@ SCALE = 4
 TEST_SETS = ["Set5", "Set14", "B100", "Urban100", "DIV2K_valid"]
 TRAINING_SETS = ["DIV2K_train", "photos"]  # the first one that is there is trained on
 VALIDATION_SETS = ["DIV2K_valid", "Set5"]
+DOWNLOAD = "python create_data_lists.py --download"
 MARKER = "MADE_BY_IMRESIZE.txt"  # in a folder of LR images that were made here, and may be completed and replaced here
 
 # Photographs in scikit-image's wheel. The two views of the motorcycle are one scene: both are for training.
@@ -66,37 +67,36 @@ def create_data_lists(
     sets = {}
     if folders is not None:
         sets = {image_set.name: image_set for image_set in map(find_set, folders)}
-    elif train is None or valid is None or Path(data).is_dir():
+    elif train is None or Path(data).is_dir():
         sets = {image_set.name: image_set for image_set in find_sets(data)}
     for role, folder, usual in (("train", train, TRAINING_SETS), ("valid", valid, VALIDATION_SETS)):
         if folder is not None:
             sets[role] = find_set(folder)
-        elif folders is None:
-            name = next((name for name in usual if name in sets), None)
-            if name is not None:
-                sets[role] = sets[name]
-            if role == "train":
-                sets.pop(name, None)
+        elif folders is None and (name := next((name for name in usual if name in sets), None)):
+            sets[role] = sets[name]
+    sets = {name: found for name, found in sets.items() if name == "train" or found != sets.get("train")}
     if not sets:
         raise FileNotFoundError(
-            f"{data}: no sets of images in it; fetch the official ones: python create_data_lists.py --download, or name "
-            "the folder of your own: python create_data_lists.py --train FOLDER"
+            f"{data}: no sets of images in it; fetch the official ones: {DOWNLOAD}, or name the folder of your own: "
+            "python create_data_lists.py --train FOLDER"
         )
 
-    table, checked = [], {}
+    table, checked, empty = [], {}, []
     for name, image_set in sets.items():
         if image_set not in checked:
             checked[image_set] = _check_set(image_set, crop_size, verify, progress)
         rows, skipped = checked[image_set]
-        if not rows:
-            reasons = "".join(f"\n  {path}: {reason}" for path, reason in list(skipped.items())[:10])
-            raise ValueError(
-                f"{image_set.hr_folder.as_posix()}: no image of it can be used{reasons or ' (it has none)'}"
+        path, folder = Path(out) / f"{name}.csv", image_set.hr_folder.as_posix()
+        if rows:
+            write_rows(path, rows)
+            table.append(
+                {"set": name, "images": len(rows), "folder": folder, "list": path.as_posix(), "skipped": skipped}
             )
-        path = Path(out) / f"{name}.csv"
-        write_rows(path, rows)
-        folder = image_set.hr_folder.as_posix()
-        table.append({"set": name, "images": len(rows), "folder": folder, "list": path.as_posix(), "skipped": skipped})
+        else:
+            reasons = [f"\n  {file}: {reason}" for file, reason in list(skipped.items())[:10]]
+            empty.append(f"{folder}: no image of it can be used{''.join(reasons) or ', it has none'}")
+    if empty:
+        raise ValueError("\n".join([*empty, "fill or remove the folder and run create_data_lists.py again"]))
     return table
 
 
@@ -110,8 +110,9 @@ def find_sets(data="data"):
         raise FileNotFoundError(f"{data}: no such folder (current folder: {Path.cwd()})")
     found = {}
     for folder in sorted(Path(data).iterdir(), key=natural_order):
-        is_set = folder.name.endswith("_HR") or (folder / "HR").is_dir() or any(folder.glob("*_HR.*"))
-        if folder.is_dir() and is_set and not folder.name.startswith("."):
+        if not folder.is_dir() or folder.name.startswith("."):
+            continue
+        if folder.name.endswith("_HR") or (folder / "HR").is_dir() or any(folder.glob("*_HR.*")):
             image_set = find_set(folder)
             found.setdefault(image_set.name, image_set)
     return list(found.values())
@@ -122,8 +123,9 @@ def find_set(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder (current folder: {Path.cwd()})")
-    if folder.name == "HR":
-        folder = Path(os.path.normpath(folder.absolute().parent))
+    if folder.name in ("", "..", "HR"):  # "." and ".." say no name, HR says nothing
+        absolute = Path(os.path.abspath(folder))
+        folder = absolute.parent if absolute.name == "HR" else absolute
     if (folder / "HR").is_dir():
         return ImageSet(folder.name, folder / "HR", folder / "LR")
     if any(folder.glob("*_HR.*")):
@@ -134,11 +136,12 @@ def find_set(folder):
 
 def natural_order(path):
     """Sort key: img_2 before img_10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", Path(path).name)]
+    name = Path(path).name
+    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", name)], name
 
 
 def _images(folder, suffix):
-    """{name without suffix: path} of a folder's images whose name ends in `suffix`, in natural order, and what else is there."""
+    """({name without `suffix` (a pattern): path}, in natural order, {path: why not}) of the files in a folder."""
     images, skipped = {}, {}
     for path in sorted(folder.iterdir(), key=natural_order) if folder.is_dir() else []:
         if path.name.startswith(".") or path.name in (MARKER, "Thumbs.db") or path.is_dir():
@@ -164,6 +167,8 @@ def _check_set(image_set, crop_size, verify, progress):
         everything, skipped = _images(hr_folder, "$^")
         hr_images = {k.removesuffix("_HR"): path for k, path in everything.items() if k.endswith("_HR")}
         lr_images = {k.removesuffix("_LR"): path for k, path in everything.items() if k.endswith("_LR")}
+        others = [path for k, path in everything.items() if not k.endswith(("_HR", "_LR"))]
+        skipped |= {path.as_posix(): "its name ends neither in _HR nor in _LR" for path in others}
     else:
         hr_images, skipped = _images(hr_folder, "_HR$")
         lr_images, lr_skipped = _images(lr_folder, rf"(_LR|x{SCALE})$")
