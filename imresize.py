@@ -1,11 +1,12 @@
 """MATLAB's imresize, value for value, on NumPy arrays and PyTorch tensors; it owns nothing else and imports none of ours.
 
 The LR images of every super-resolution benchmark were made by this function. What other libraries call bicubic is not
-it: they round once at the end, or resize the columns first, or treat the border otherwise, and 1 to 85 % of the 8-bit
+it: they round once at the end, or resize the columns first, or treat the border otherwise, and up to 85 % of the 8-bit
 values differ. This one file can be copied elsewhere: it needs NumPy, and PyTorch for tensors and for speed.
 """
 
 import functools
+import itertools
 import math
 import numbers
 import sys
@@ -38,15 +39,17 @@ def imresize(image, scale, *, kernel="bicubic", antialiasing=True, padding="symm
     6. Beyond the border: symmetric ... b a | a b c ... y z | z y ..., replicate ... a a | a b c ... y z | z z ... [m]
     7. Integer types are rounded, halves away from zero, and saturated after *each* dimension; floats never. [f]
 
-    Memory: beside input and output, one intermediate of the input's type (one dimension resized) and less than 4 MiB.
-    An array that is not contiguous is copied first. For tensors off the fast path, sums are formed on a few planes
-    (H, W) at a time in float64 for integers, in float32 for half types.
+    Memory, arrays: beside input and output one intermediate of the input's type (one dimension resized) and less than
+    6 MiB; two where uint8 is reduced to 1/2, 1/3 or 1/4 and a side has a remainder. An array that is not contiguous
+    may be copied first. Memory, tensors off the fast path (see below): the same, and sums over a few planes (H, W) at a
+    time, in float64 for integers and float32 for half types.
 
     Raises TypeError or ValueError, saying what was given and what is accepted. An array with NaN or infinite values is a
     ValueError. A tensor is not searched for them: that would stall the GPU at each call, and in training the NaN must
     reach the loss, where a gradient scaler expects it. They spread to the outputs whose kernel covers them.
     """
-    is_tensor = "torch" in sys.modules and isinstance(image, sys.modules["torch"].Tensor)
+    torch = sys.modules.get("torch")  # where nobody has imported it, there are no tensors
+    is_tensor = torch is not None and isinstance(image, torch.Tensor)
     _check_image(image, is_tensor)
     if kernel not in _KERNELS:
         raise ValueError(f"kernel is {kernel!r}; accepted are {', '.join(_KERNELS)}")
@@ -57,22 +60,17 @@ def imresize(image, scale, *, kernel="bicubic", antialiasing=True, padding="symm
     antialiasing = bool(antialiasing) and kernel != "nearest"
     if is_tensor and image.device.type == "mps" and not image.is_floating_point():
         # MPS has no float64, without which a sum close to a half could round the other way.
-        options = {"kernel": kernel, "antialiasing": antialiasing, "padding": padding}
-        return imresize(image.cpu(), scale, **options).to(image.device)
+        return imresize(image.cpu(), scale, kernel=kernel, antialiasing=antialiasing, padding=padding).to(image.device)
 
     # From here on always four dimensions (N, C, H, W) or three (H, W, C).
     x = image if image.ndim == (4 if is_tensor else 3) else image[None] if is_tensor else image[:, :, None]
     for axis in sorted((0, 1), key=scales.__getitem__):  # a stable sort: rows stay first when the scales are equal
-        fast = kernel == "bicubic" and (antialiasing or scales[axis] > 1) and _fast_applies(x, axis, scales[axis])
-        if fast and is_tensor:
-            x = _fast_pass(x, axis, scales[axis], padding)
-        elif fast:
-            x = _to_array(_fast_pass(_to_tensor(x), axis, scales[axis], padding))
+        if kernel == "bicubic" and (antialiasing or scales[axis] > 1) and _fast_applies(x, axis, scales[axis]):
+            out = _fast_pass(x if is_tensor else _to_tensor(x), axis, scales[axis], padding)
+            x = out if is_tensor else _to_array(out)
         else:
-            general_pass = _tensor_pass if is_tensor else _array_pass
-            x = general_pass(
-                x, axis, *_contributions(size[axis], out_size[axis], scales[axis], kernel, antialiasing, padding)
-            )
+            taps = _contributions(size[axis], out_size[axis], scales[axis], kernel, antialiasing, padding)
+            x = _tensor_pass(x, axis, *taps) if is_tensor else _array_pass(x, axis, *taps)
     return x if x.ndim == image.ndim else x[0] if is_tensor else x[:, :, 0]
 
 
@@ -111,14 +109,6 @@ def _scales_and_size(scale, size):
 
 
 # The kernels (rule 4), in the order of operations of imresize.m.
-def _box(t):
-    return ((t >= -0.5) & (t < 0.5)).astype(np.float64)
-
-
-def _triangle(t):
-    return np.maximum(1 - np.abs(t), 0)
-
-
 def _cubic(t):
     t = np.abs(t)
     inner = 1.5 * t**3 - 2.5 * t**2 + 1
@@ -134,9 +124,9 @@ def _lanczos(t, lobes):
 
 _KERNELS = {  # name: (function, width)
     "bicubic": (_cubic, 4),
-    "bilinear": (_triangle, 2),
-    "nearest": (_box, 1),
-    "box": (_box, 1),
+    "bilinear": (lambda t: np.maximum(1 - np.abs(t), 0), 2),
+    "nearest": (lambda t: ((t >= -0.5) & (t < 0.5)).astype(np.float64), 1),
+    "box": (lambda t: ((t >= -0.5) & (t < 0.5)).astype(np.float64), 1),
     "lanczos2": (functools.partial(_lanczos, lobes=2), 4),
     "lanczos3": (functools.partial(_lanczos, lobes=3), 6),
 }
@@ -166,16 +156,6 @@ def _contributions(length, out_length, scale, kernel, antialiasing, padding):
     return weights[used], _inside(index[used].astype(np.int64) - 1, length, padding)
 
 
-def _weighted_sum(x, weights, index):
-    """Return sum_k weights[k] x[index[k]] along axis 0 in float64, term after term, so that no library's order of
-    summation decides a tie."""
-    shape = (-1,) + (1,) * (x.ndim - 1)
-    total = 0
-    for w, i in zip(weights, index, strict=True):
-        total += w.reshape(shape) * x[i]
-    return total
-
-
 def _array_pass(x, axis, weights, index):
     """Resize one axis of an array (H, W, C), in strips of rows: no float copy of the image is made."""
     shape = list(x.shape)
@@ -184,13 +164,15 @@ def _array_pass(x, axis, weights, index):
     rows = max(1, 2**16 // math.prod(shape[1:]))  # 512 KiB of float64 stay in the cache
     for top in range(0, shape[0], rows):
         strip = slice(top, top + rows)
-        if axis == 0:
-            total = _weighted_sum(x, weights[:, strip], index[:, strip])
-        else:  # turned, so that here, too, whole rows of memory are summed
-            total = _weighted_sum(np.ascontiguousarray(x[strip].transpose(1, 2, 0)), weights, index).transpose(2, 0, 1)
+        # For the columns the strip is turned, so that here, too, whole rows of memory are summed.
+        source = x if axis == 0 else np.ascontiguousarray(x[strip].transpose(1, 2, 0))
+        taps = (weights[:, strip], index[:, strip]) if axis == 0 else (weights, index)
+        total = 0
+        for w, i in zip(*taps, strict=True):  # term after term: no library's order of summation decides a tie
+            total += w[:, None, None] * source[i]
         if x.dtype.kind == "u":  # rule 7; what is negative saturates to 0 whichever way it is rounded
             total = np.clip(np.floor(total + 0.5), 0, np.iinfo(x.dtype).max)
-        out[strip] = total
+        out[strip] = total if axis == 0 else total.transpose(2, 0, 1)
     return out
 
 
@@ -204,7 +186,7 @@ def _tensor_pass(x, axis, weights, index):
     index = torch.as_tensor(index, device=x.device)
     planes = x.flatten(0, 1) if axis == 0 else x.flatten(0, 1).transpose(1, 2)
     out = []
-    # A matrix product would be shorter, but TF32 and autocast may take its precision away.
+    # A matrix product would be shorter, but TF32 and autocast could take its precision away.
     for part in planes.split(max(1, 2**20 // planes[0].numel())):
         part = part.to(dtype).contiguous()
         total = 0
@@ -217,44 +199,44 @@ def _tensor_pass(x, axis, weights, index):
     return out.unflatten(0, x.shape[:2]).contiguous()
 
 
-# The fast path: uint8, bicubic, these scales, on the CPU. PyTorch's antialiased uint8 interpolation (that of Pillow)
-# sums integers with weights rounded to 14 to 16 binary digits, and rounds halves up. The weights of these scales are
-# n/4096, n/256, n/128 and n/1024, held exactly, or n/81 and n/27, where the error is too small to reach a half: the sums
-# are 1/162 and 1/54 away from it at least, the errors 0.0052 and 0.0156 at most. So one dimension at a time is exact;
-# only the border is not MATLAB's, so what lies beyond it is attached before.
+# The fast path: uint8, bicubic, these scales, on the CPU. PyTorch's antialiased uint8 interpolation, like Pillow's, sums
+# integers with weights rounded to 14 binary digits or more, and rounds halves up. The weights of these scales are
+# n/4096, n/256, n/128 and n/1024, which are held exactly, or n/81 (16 digits) and n/27 (14): there sums are at least
+# 1/162 and 1/54 away from a half, and the errors at most 0.0052 and 0.0156. So one dimension at a time comes out exact
+# but for the border, beyond which PyTorch sees nothing: what lies there is attached.
 _FAST = {1 / 4: (4, 1), 1 / 3: (3, 1), 1 / 2: (2, 1), 2.0: (1, 2), 3.0: (1, 3), 4.0: (1, 4)}  # pixels in, out: a unit
+_SMALL = 2**21  # bytes
 
 
 def _fast_applies(x, axis, scale):
     """Whether the fast path can resize this axis of an array (H, W, C) or a tensor (N, C, H, W)."""
-    if scale not in _FAST:
+    if scale not in _FAST or str(x.dtype).removeprefix("torch.") != "uint8":
         return False
-    if isinstance(x, np.ndarray):
-        return x.dtype == np.uint8 and _fast_is_exact(scale, x.shape[2], True)
-    return (
-        str(x.dtype) == "torch.uint8" and x.device.type == "cpu" and _fast_is_exact(scale, x.shape[1], x.stride(1) == 1)
-    )
+    is_array = isinstance(x, np.ndarray)
+    height, width, channels = x.shape if is_array else (*x.shape[2:], x.shape[1])
+    # Beyond this PyTorch has other routines, of which one at least (5 channels, 1 pixel wide) is not exact.
+    if min(height, width) < 4 or channels > 4 or not (is_array or x.device.type == "cpu"):
+        return False
+    return _fast_is_exact(scale, channels, is_array or x.stride(1) == 1)
 
 
 @functools.cache
 def _fast_is_exact(scale, channels, channels_last):
-    """Compare the fast path with the general one, once per process, scale and layout.
+    """Compare the fast path with the general one, once per process, scale and layout (2 ms).
 
-    How PyTorch rounds its weights is not documented, and each processor has its own routine: where one should work
-    otherwise (or PyTorch is missing, or too old for it), the slow path gives the right values.
+    How PyTorch rounds is not documented, and each kind of processor has its own routine: where one works otherwise (or
+    PyTorch is missing, or too old for it), the general path gives the right values.
     """
-    try:
-        return all(
-            np.array_equal(
-                _to_array(_fast_pass(_to_tensor(noise, channels_last), axis, scale, "symmetric")),
-                _array_pass(noise, axis, *_contributions(n, math.ceil(n * scale), scale, "bicubic", True, "symmetric")),
-            )
-            for n in (96, 94)  # lengths with and without a remainder use different routines
-            for noise in [np.random.default_rng(0).integers(-128, 384, (n, n, channels)).clip(0, 255).astype(np.uint8)]
-            for axis in (0, 1)
-        )
-    except (ImportError, RuntimeError):
-        return False
+    for n, axis in itertools.product((96, 94, 5), (0, 1)):  # PyTorch has several routines, for some lengths each
+        noise = np.random.default_rng(0).integers(-128, 384, (n, n, channels)).clip(0, 255).astype(np.uint8)
+        taps = _contributions(n, math.ceil(n * scale), scale, "bicubic", True, "symmetric")
+        try:
+            fast = _to_array(_fast_pass(_to_tensor(noise, channels_last), axis, scale, "symmetric"))
+        except (ImportError, RuntimeError):
+            return False
+        if not np.array_equal(fast, _array_pass(noise, axis, *taps)):
+            return False
+    return True
 
 
 def _to_tensor(x, channels_last=True):
@@ -282,13 +264,13 @@ def _fast_pass(x, axis, scale, padding):
     units = -(-length // step_in)
     order = torch.channels_last if x.stride(1) == 1 and x.shape[1] > 1 else torch.contiguous_format
     x = x.contiguous(memory_format=order)
-    # A unit needs two others on either side to come out right.
-    if x.numel() <= 2**21 or units < 3:  # small: two more units at each border
+    # A unit comes out right with two others on either side.
+    if x.numel() <= _SMALL or units < 3:  # small: two more are attached to each border
         before, after = (-2 * step_in, 0), (length, (units + 2) * step_in)
         x = torch.cat([_take(x, dim, padding, before), x, _take(x, dim, padding, after)], dim)
         out = _interpolate(x, dim, (units + 4) * step_out).narrow(dim, 2 * step_out, units * step_out)
         return out.contiguous(memory_format=order)
-    # Large: no second copy of the image. The outer units are made again, from two strips that are joined to one.
+    # Large: no second copy of the image. The three outer units of each border come from strips of seven.
     whole = length // step_in
     out = _interpolate(x.narrow(dim, 0, whole * step_in), dim, whole * step_out)
     first, last = (-2 * step_in, 5 * step_in), ((units - 5) * step_in, (units + 2) * step_in)
@@ -303,7 +285,7 @@ def _fast_pass(x, axis, scale, padding):
 def _take(x, dim, padding, *ranges):
     """Return the rows or columns of `x` at these ranges of positions, which may lie beyond the border."""
     index = _range_index(x.shape[dim], padding, ranges)
-    if x.stride(1) == 1:  # index_select would turn the channels to the front
+    if x.stride(1) == 1:  # keeps the channels last
         return x.permute(0, 2, 3, 1).index_select(dim - 1, index).permute(0, 3, 1, 2)
     return x.index_select(dim, index)
 
@@ -316,14 +298,14 @@ def _range_index(length, padding, ranges):
 
 
 def _interpolate(x, dim, out_length):
+    """Resize one dimension as PyTorch does."""
     from torch.nn.functional import interpolate
 
     n, c, h, w = x.shape
-    if dim == 3:
-        return interpolate(x, size=(h, out_length), mode="bicubic", antialias=True)
-    if w % 4 == 0 and x.is_contiguous():
+    if dim == 2 and w % 4 == 0 and x.is_contiguous():
         # Columns do not mix, so four neighbours may pose as four channels, for which PyTorch has its fastest routine.
         x = x.view(n * c, h, w // 4, 4).permute(0, 3, 1, 2)
         x = interpolate(x, size=(out_length, w // 4), mode="bicubic", antialias=True)
         return x.permute(0, 2, 3, 1).reshape(n, c, out_length, w)
-    return interpolate(x, size=(out_length, w), mode="bicubic", antialias=True)
+    size = (out_length, w) if dim == 2 else (h, out_length)
+    return interpolate(x, size=size, mode="bicubic", antialias=True)
