@@ -450,9 +450,11 @@ class Solver:
         for name in self.networks:
             weights = {key: value for key, value in under(f"{name}.").items() if not key.startswith("adam.")}
             self.bare(name).load_state_dict(weights)
-            slots = {}
+            slots, parameters = {}, list(self.bare(name).parameters())
             for key, value in under(f"{name}.adam.").items():
                 index, slot = key.split(".")
+                if value.dim():  # in the parameter's memory format: fused Adam goes through both as they lie in memory
+                    value = torch.empty_like(parameters[int(index)]).copy_(value)
                 slots.setdefault(int(index), {})[slot] = value
             self.optimizers[name].load_state_dict({**self.optimizers[name].state_dict(), "state": slots})
         self.ema.load_state_dict(under("ema."))
@@ -571,7 +573,7 @@ def default_content_weight(name, source):
     """
     if name == "mse":
         return 1.0
-    return 0.5 if source == "torchvision" else 0.05
+    return 0.5 if source == "torchvision" else 0.015
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
