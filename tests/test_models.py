@@ -118,7 +118,7 @@ def test_discriminator_pooling_leaves_96_as_it_is():
 # --- VGG19 ---
 
 # (convolution widths before each pooling) written out once more, from Simonyan and Zisserman's table 1, column E
-TABLE_E = "64 64 M 128 128 M 256 256 256 256 M 512 512 512 512 M 512 512 512 512 M".split()
+TABLE_E = [64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512, "M"]
 
 
 def vgg_reference(i, j, state):
@@ -148,7 +148,7 @@ def vgg_state():
         if entry == "M":
             index += 1
             continue
-        width = int(entry)
+        width = entry
         state[f"features.{index}.weight"] = (
             torch.randn(width, previous, 3, 3, generator=generator) / (3 * previous**0.5) * 1.4
         )
