@@ -63,11 +63,6 @@ def to_array(tensor):
     return np.moveaxis(tensor.numpy(), 0, -1)
 
 
-@pytest.fixture
-def general_only(monkeypatch):
-    monkeypatch.setattr(module, "_fast_applies", lambda *_: False)
-
-
 def general(*args, **kwargs):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_fast_applies", lambda *_: False)
@@ -112,21 +107,24 @@ def test_the_files_that_matlab_wrote(hr_folder, lr_folder, suffix, padding):
     width=st.integers(1, 80),
     channels=st.integers(1, 5),
     scale=FAST_SCALES,
-    padding=PADDINGS,
+    options=st.fixed_dictionaries(
+        {"padding": PADDINGS},
+        optional={"antialiasing": st.just(False), "kernel": st.sampled_from(["bilinear", "box", "lanczos2"])},
+    ),
     small=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_fast_path_equals_general_path(height, width, channels, scale, padding, small, seed):
+def test_fast_path_equals_general_path(height, width, channels, scale, options, small, seed):
     image = noise((height, width, channels), seed=seed)
-    expected = general(image, scale, padding=padding)
+    expected = general(image, scale, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_SMALL", 2**21 if small else 0)
-        assert np.array_equal(imresize(image, scale, padding=padding), expected)
-        assert np.array_equal(to_array(imresize(to_tensor(image), scale, padding=padding)), expected)
+        assert np.array_equal(imresize(image, scale, **options), expected)
+        assert np.array_equal(to_array(imresize(to_tensor(image), scale, **options)), expected)
         batch = torch.stack([to_tensor(image), to_tensor(255 - image)])
-        batch = imresize(batch.contiguous(memory_format=torch.channels_last), scale, padding=padding)
+        batch = imresize(batch.contiguous(memory_format=torch.channels_last), scale, **options)
         assert np.array_equal(to_array(batch[0]), expected)
-        assert np.array_equal(to_array(batch[1]), general(255 - image, scale, padding=padding))
+        assert np.array_equal(to_array(batch[1]), general(255 - image, scale, **options))
 
 
 def test_the_fast_path_is_the_one_in_use():
@@ -234,13 +232,12 @@ def test_other_kernels():
         [3, 3.25, 3.75, 4],
     ]
     assert imresize(row, (1, 4), kernel="bilinear")[0, 1] == pytest.approx((10 + 3 * 20 + 3 * 60 + 0) / 8)
-    for lobes in (2, 3):  # sin(pi t) sin(pi t / lobes) lobes / (pi t)^2 = sinc(t) sinc(t / lobes)
-        t = np.arange(-lobes + 0.25, lobes)
+    signal = noise((1, 45), np.float64)
+    for lobes in (2, 3):  # a third: output 7 (from 0) lies at pixel 22, and the kernel is three times as wide
+        t = np.arange(-3 * lobes, 3 * lobes + 1) / 3
         weights = np.sinc(t) * np.sinc(t / lobes)
-        impulse = np.eye(1, 21, 10)
-        out = imresize(impulse, (1, 42), kernel=f"lanczos{lobes}")[0]  # output 20 lies a quarter before pixel 10
-        np.testing.assert_allclose(out[20 - 2 * lobes + 2 : 20 + 2 * lobes + 1 : 2][: len(t)].sum(), 1, atol=0.03)
-        assert out[20] == pytest.approx(weights[np.argmin(np.abs(t + 0.25 - 0.5))] / weights.sum())
+        expected = (weights * signal[0, 22 - 3 * lobes : 23 + 3 * lobes]).sum() / weights.sum()
+        assert imresize(signal, (1, 15), kernel=f"lanczos{lobes}")[0, 7] == pytest.approx(expected)
 
 
 def test_floats_are_neither_rounded_nor_clipped():
