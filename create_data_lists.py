@@ -3,7 +3,7 @@
     python create_data_lists.py                       lists of all that lies under data/, into data/lists/
     python create_data_lists.py my_photos other/HR    lists of these folders
     python create_data_lists.py --train my_photos     train on these
-    python create_data_lists.py --download            first fetch the official sets that are missing
+    python create_data_lists.py --download            first fetch the official sets that are missing (see download.py)
     python create_data_lists.py --embedded            lay out and list scikit-image's photographs: no download
 
 A list has the columns hr, lr, width, height: two paths relative to the current directory, and the size of the HR image.
@@ -22,6 +22,7 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
+from download import SETS, check, download, is_there
 from imresize import imresize
 from utils import IMAGE_FORMATS, IMAGE_SUFFIXES, read_image, write_image, write_rows
 
@@ -354,12 +355,27 @@ def main(arguments=None):
     parser.add_argument("--out", metavar="FOLDER", help="where the lists go (default: lists in --data)")
     parser.add_argument("--crop-size", type=int, default=96, help="leave out smaller HR images (default: 96)")
     parser.add_argument("--verify", action="store_true", help="decode every file instead of reading its header")
+    parser.add_argument(
+        "--download", nargs="*", metavar="SET", help=f"first fetch these sets (default: {', '.join(SETS)})"
+    )
+    parser.add_argument("--mirror", action="append", default=[], metavar="URL", help="fetch from this address first")
+    parser.add_argument(
+        "--check", nargs="*", metavar="SET", help="only compare the sets under data with the published ones"
+    )
     parser.add_argument("--embedded", action="store_true", help="scikit-image's photographs, into data/embedded")
     options = parser.parse_args(arguments)
     try:
         if options.embedded:
             print_table(embedded_photographs(Path(options.data) / "embedded"))
             return 0
+        if options.check is not None:
+            problems = check(options.check, options.data)
+            print(
+                "".join(f"{path}: {problem}\n" for path, problem in problems.items()) or "all is as published\n", end=""
+            )
+            return 1 if problems else 0
+        if options.download is not None:
+            download(options.download, options.data, mirrors=options.mirror)
         table = create_data_lists(
             options.data,
             options.out or Path(options.data) / "lists",
@@ -370,6 +386,9 @@ def main(arguments=None):
             verify=options.verify,
         )
         print_table(table)
+        absent = [name for name in SETS if not options.folders and not is_there(name, options.data)]
+        if absent:
+            print(f"not there: {', '.join(absent)}; to fetch: {DOWNLOAD} {' '.join(absent)}")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
