@@ -158,6 +158,8 @@ def download(names=None, data="data", *, mirrors=(), sets=SETS, progress=True):
     data, work = Path(data), Path(data) / ".downloads"
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(work / "lock"):
+        for leftover in work.glob(".tmp-*"):  # of a run that was killed
+            leftover.unlink()
         missing = [name for name in names if not is_whole(name, data, sets)]
         for name in names:
             if name not in missing:
@@ -181,6 +183,8 @@ def download(names=None, data="data", *, mirrors=(), sets=SETS, progress=True):
 
 def is_whole(name, data="data", sets=SETS):
     """Whether every image of a set is there, with the size it arrived in if it was fetched by `download`."""
+    if _ready(name, data).exists():
+        return False
     sizes = {path: size for path, (size, _) in _manifest(name, data).items()}
     for path in sets[name][0].images.values():
         file = Path(data) / path
@@ -241,6 +245,10 @@ def pixel_digest(paths, data="data"):
         return hashlib.sha256("".join(pool.map(digest, sorted(paths))).encode()).hexdigest()
 
 
+def _ready(name, data):
+    return Path(data) / ".downloads" / f"{name}.ready"
+
+
 def _manifest(name, data):
     """{path under data: [bytes, CRC-32]} of the images that `download` fetched."""
     try:
@@ -266,7 +274,7 @@ def _fetch_set(name, source, data, mirrors, progress):
     The set's manifest, under the name *.ready, marks the point between: from there on there is nothing left to fetch.
     """
     work = data / ".downloads"
-    staging, ready, manifest = work / name, work / f"{name}.ready", work / f"{name}.json"
+    staging, ready = work / name, _ready(name, data)
     archives = [work / archive for archive in source.archives]
     paths = list(source.images.values())
     if not ready.exists():
@@ -297,10 +305,10 @@ def _fetch_set(name, source, data, mirrors, progress):
         if (staging / path).exists():
             (data / path).parent.mkdir(parents=True, exist_ok=True)
             os.replace(staging / path, data / path)
-    os.replace(ready, manifest)
-    for archive in archives:
-        archive.unlink(missing_ok=True)
+    for leftover in [file for archive in archives for file in work.glob(f"{archive.name}*")]:
+        leftover.unlink()
     shutil.rmtree(staging, ignore_errors=True)
+    os.replace(ready, work / f"{name}.json")  # last: until then a run that was stopped is finished by the next one
 
 
 def _crc32(path):
