@@ -1,42 +1,42 @@
-"""One training loop for every stage: optimizers, epochs, history, checkpoints; it is handed networks, data and a folder.
+"""One training loop for every stage: optimizers, epochs, history, resuming; it is handed networks, data and a folder.
 
 A stage is a subclass that writes `training_step`: `PretrainSolver` (SRResNet: mean squared error) and `GANSolver`
 (SRGAN: discriminator and generator in turn; from pre-trained weights, or from random ones: the course's base mode).
-What must survive a stop lives in `Solver` and is the same for all of them.
+What must survive a stop, and what several GPUs need, lives in `Solver` and is the same for all of them.
+
+From the command line, both stages, on every GPU there is: accelerate launch solver.py checkpoints/afternoon/settings.json
 """
 
+import argparse
 import contextlib
 import copy
 import hashlib
 import itertools
 import json
 import math
-import random
-import signal
 import sys
-import threading
 import time
-import warnings
 from pathlib import Path
 
 import accelerate
-import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from datasets import PatchLoader
+from datasets import PairDataset, PatchDataset, PatchLoader
 from metrics import evaluate, mean
-from models import VGGFeatures, save_generator
-from utils import atomic_path, keep_freed_memory, to_array, to_tensor
+from models import Discriminator, SRResNet, VGGFeatures, save_generator
+from processes import deferred_signals, ignore_ended_children, on_first_process, share_batch_norm
+from states import random_states, read_newest, read_state, set_random_states, state_files, write_state
+from utils import atomic_path, keep_freed_memory, seed_everything, to_array, to_tensor
 
 # Settings that change how a run is kept or shown, not what it computes: they may differ when it goes on.
 BOOKKEEPING = {"num_workers", "log_every", "checkpoint_minutes", "keep_last", "keep_every", "tensorboard"}
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainingDiverged(FloatingPointError):
-    """A loss became infinite or not a number; nothing of it was saved."""
+    """A loss or a weight became infinite or not a number; nothing of it was saved."""
 
 
 class Solver:
@@ -45,30 +45,34 @@ class Solver:
     Args:
         networks: {name: module}; "generator" is the one that is averaged, validated and saved for use.
         dataset: a `PatchDataset`, or anything else that `PatchLoader` takes.
-        config: settings of this stage, a dict (or EasyDict) of literals; see `DEFAULTS` for the names and what they mean.
+        config: settings of this stage, a dict (or EasyDict) of literals; see `DEFAULTS` for names and meanings.
         folder: where the states and the log go, e.g. checkpoints/afternoon/srresnet. The averaged generator, the file
             that is for use, goes beside it: checkpoints/afternoon/srresnet.safetensors.
         valid_pairs: (name, lr, hr) of a few whole images, or None.
 
     Attributes:
-        epoch, step: finished epochs (an epoch is 100 patches of every training image) and generator updates.
+        epoch, batch: finished epochs (one is 100 patches of every training image), and batches of the present one.
+        step: generator updates so far.
         generator, ema: the trained network, and its running average in eval mode.
         history: {"train": rows, "valid": rows}, each row a dict with its step.
+        seconds: spent in the loop, over all sessions.
+        last_state: path of the newest whole state of this run, None before `resume` or `fit`.
     """
 
     DEFAULTS = dict(
         epochs=1,  # the schedule's length
         batch_size=16,  # over all processes
         learning_rate=1e-4,  # Adam's (paper, section 3.2)
-        schedule="constant",  # "constant", "cosine" (to zero), "tenth" (a tenth in the second half; the paper's for SRGAN)
+        schedule="constant",  # "constant", "cosine" (to zero), "tenth" (a tenth in the second half: the paper's SRGAN)
         warmup_steps=0,  # linear, from zero
         ema_decay=0.999,  # half-life of the averaged generator: 693 steps
         mixed_precision="no",  # "bf16" or "fp16" on GPUs that are faster with it
         num_workers=0,  # the patch store is faster than workers' queues
         log_every=20,  # steps between rows of the history; reading a loss makes a GPU wait
-        checkpoint_minutes=10,  # besides one each epoch
+        checkpoint_minutes=10,  # between states, besides one each epoch
         keep_last=2,  # states kept
         keep_every=0,  # also every k-th epoch's state, for ever; 0: none
+        tensorboard=False,  # also log for TensorBoard (pip install tensorboard), into <folder>/tensorboard
     )
 
     def __init__(self, networks, dataset, config, folder, valid_pairs=None):
@@ -77,26 +81,30 @@ class Solver:
             raise ValueError(f"{type(self).__name__} has no setting {sorted(unknown)}; it has {sorted(self.DEFAULTS)}")
         self.config = {**self.DEFAULTS, **config}
         self.folder, self.valid_pairs, self.dataset = Path(folder), valid_pairs, dataset
-        self.accelerator = accelerate.Accelerator(
-            mixed_precision=self.config["mixed_precision"],
-            # Two forwards before a backward (real and generated images) fail if buffers are broadcast in between.
-            kwargs_handlers=[accelerate.DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
+
+        # Two forwards before a backward (real and generated images) fail if buffers are broadcast in between.
+        ddp = accelerate.DistributedDataParallelKwargs(broadcast_buffers=False)
+        # Accelerate allows one mixed precision per process, and a notebook may hold two solvers: so the loop has its own.
+        self.accelerator = accelerate.Accelerator(mixed_precision="no", kwargs_handlers=[ddp])
         self.device = self.accelerator.device
+        self.is_main = self.accelerator.is_main_process  # the process that writes and shows
         if self.device.type == "cpu":
             keep_freed_memory()
+        precision = self.config["mixed_precision"]
+        self.autocast = torch.autocast(self.device.type, PRECISIONS[precision], enabled=precision != "no")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
+        self.ema = copy.deepcopy(networks["generator"]).to(self.device, memory_format=torch.channels_last)
+        self.ema.eval().requires_grad_(False)
         self.networks, self.optimizers = {}, {}
         for name, network in networks.items():
             network = network.to(self.device, memory_format=torch.channels_last).train()
-            if self.accelerator.num_processes > 1 and self.device.type == "cuda":
-                network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # statistics over the whole batch
-            optimizer = torch.optim.Adam(
-                network.parameters(), lr=self.config["learning_rate"], fused=self.device.type != "mps"
-            )
-            self.networks[name], self.optimizers[name] = self.accelerator.prepare(network, optimizer)
+            if self.accelerator.num_processes > 1:
+                network = share_batch_norm(network, self.device)
+            self.networks[name] = self.accelerator.prepare(network)
+            fused = self.device.type != "mps"
+            self.optimizers[name] = torch.optim.Adam(network.parameters(), lr=self.config["learning_rate"], fused=fused)
         self.generator = self.bare("generator")
-        self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
 
         self.loader = PatchLoader(
             dataset,
@@ -106,32 +114,40 @@ class Solver:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
-        self.total_steps = self.config["epochs"] * len(self.loader)
-        self.epoch = self.step = 0
-        self.seconds = 0.0  # spent training, over all sessions
+        self.epoch = self.batch = self.step = 0
+        self.seconds = 0.0
         self.learning_rate_scale = 1.0  # halved by `retry`
         self.history = {"train": [], "valid": []}
+        self.last_state = self._tensorboard = None
         self._sums = {}  # of each loss since the last row, on the device: reading them there would make it wait
         self._first_bad_step = torch.tensor(-1, device=self.device)
 
     # --- what a stage is ---
 
     def training_step(self, lr, hr):
-        """One update of the stage's networks by `self.update`; returns {name: scalar tensor} to be averaged into the history.
+        """One update of the stage's networks by `self.update`; returns {name: scalar tensor} for the history's means.
 
-        lr: (N, 3, h, w), hr: (N, 3, 4h, 4w), float in [0, 1], on `self.device`.
+        lr: (N, 3, h, w), hr: (N, 3, 4h, 4w), float in [0, 1], on `self.device`; this process's part of the batch.
         """
         raise NotImplementedError
 
     def update(self, name, loss):
         """One optimizer step of network `name` down the gradient of `loss`."""
         self.optimizers[name].zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        self.optimizers[name].step()
+        with torch.autocast(self.device.type, enabled=False):  # each backward runs as its forward did
+            self.scaler.scale(
+                loss
+            ).backward()  # the scaler keeps fp16's small gradients from vanishing; else it is idle
+        self.scaler.step(self.optimizers[name])
+        self.scaler.update()
 
     def bare(self, name):
         """Network `name` without the wrapper of several processes."""
         return self.accelerator.unwrap_model(self.networks[name])
+
+    def derived(self, row):
+        """More columns of the history, computed from a row's means."""
+        return {}
 
     # --- the loop ---
 
@@ -147,9 +163,13 @@ class Solver:
             TrainingDiverged: a loss is not finite; says at which step. The saved states are all from before.
             torch.OutOfMemoryError: says which batch size fits.
             OSError: the state could not be written; says which one is whole.
+            FileExistsError: the folder holds another run's states.
+            RuntimeError: batches cannot be loaded; the state is saved.
         """
         num_epochs = self.config["epochs"] if num_epochs is None else num_epochs
-        with _deferred_signals() as stop:
+        if self.last_state is None:
+            self.save()  # a folder that cannot be written is told now, not after an hour
+        with deferred_signals() as stop:
             while self.epoch < num_epochs:
                 self._train_epoch(stop, num_epochs, callback)
                 self._validate()
@@ -158,40 +178,125 @@ class Solver:
                     callback(self)
 
     def _train_epoch(self, stop, num_epochs, callback):
-        start = self.step - self.epoch * len(self.loader)
         saved = shown = clock = time.monotonic()
         bar = tqdm(
-            self.loader.epoch(self.epoch, start),
+            self._batches(stop),
             desc=f"epoch {self.epoch + 1}/{num_epochs}",
-            initial=start,
+            initial=self.batch,
             total=len(self.loader),
             unit="step",
             mininterval=2,
             file=sys.stdout,
             disable=not self.is_main,
         )
-        for lr, hr in bar:
-            self._step(lr, hr)
-            now = time.monotonic()
-            self.seconds, clock = self.seconds + now - clock, now
-            if self.step % self.config["log_every"] == 0 or self.step % len(self.loader) == 0:
-                bar.set_postfix(self._log(), refresh=False)
-                if callback and self.is_main and now - shown > 10:
-                    callback(self)
-                    shown = now
-            stop_now, save_now = self._any_process(stop.requested, now - saved > 60 * self.config["checkpoint_minutes"])
-            if stop_now:
-                bar.close()
+        with bar:
+            for lr, hr in bar:
+                self._step(lr, hr)
+                self.batch += 1
+                now = time.monotonic()
+                self.seconds, clock = self.seconds + now - clock, now
+                if self.step % self.config["log_every"] == 0 or self.batch == len(self.loader):
+                    bar.set_postfix(self._log(), refresh=False)
+                    if callback and self.is_main and now - shown > 10:
+                        callback(self)
+                        shown = now
+                late = now - saved > 60 * self.config["checkpoint_minutes"]
+                stop_now, save_now = self._any_process(stop.exception is not None, late)
+                if stop_now or save_now:
+                    self.save()
+                    saved = now
+                if stop_now:
+                    if self.is_main:
+                        bar.close()
+                        print(
+                            f"Stopped and saved in epoch {self.epoch + 1} after batch {self.batch}: run again to go on."
+                        )
+                    raise stop.exception or KeyboardInterrupt
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def _batches(self, stop):
+        """The batches that this epoch has left. If they cannot be loaded, saves what was trained, and says so."""
+        try:
+            for batch in self.loader.epoch(self.epoch, self.batch):
+                if self.config["num_workers"]:
+                    ignore_ended_children()
+                yield batch
+        except Exception as error:
+            if self.accelerator.num_processes == 1:  # alone, a process cannot save: its sums are in all of them
                 self.save()
-                if self.is_main:
-                    print(
-                        f"Stopped and saved at epoch {self.epoch + 1}, step {self.step}; run again to go on from here."
-                    )
-                raise stop.exception
-            if save_now:
-                self.save()
-                saved = now
-        self.epoch += 1
+            if stop.exception:  # Ctrl-C in a terminal reaches the workers, too
+                raise stop.exception from error
+            raise RuntimeError(
+                f"Batch {self.batch + 1} of epoch {self.epoch + 1} cannot be loaded ({error}). "
+                f"{self.last_state} is saved: remove the cause, or set num_workers=0, and run again."
+            ) from error
+
+    def _step(self, lr, hr):
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate(self.epoch * len(self.loader) + self.batch)
+        try:
+            with self.autocast:
+                losses = self.training_step(lr, hr)
+        except torch.OutOfMemoryError:
+            losses = None  # handled below: in here, the error would keep the activations in memory
+        if losses is None:
+            raise torch.OutOfMemoryError(self._smaller_batch(lr, hr))
+        self.step += 1
+        self._average()
+        self._sums = {name: self._sums.get(name, 0) + value.detach().float() for name, value in losses.items()}
+        # Remembered on the device and read with the next row: asking now would make a GPU wait at every step.
+        finite = torch.stack([value.detach().float() for value in losses.values()]).isfinite().all()
+        self._first_bad_step = torch.where(finite | (self._first_bad_step >= 0), self._first_bad_step, self.step)
+
+    def learning_rate(self, step):
+        """Of the update after `step` batches of the schedule: a pure function, so that resuming cannot reset it."""
+        config, progress = self.config, min(step / (self.config["epochs"] * len(self.loader)), 1)
+        factor = {
+            "constant": lambda: 1.0,
+            "cosine": lambda: 0.5 * (1 + math.cos(math.pi * progress)),
+            "tenth": lambda: 1.0 if progress < 0.5 else 0.1,
+        }[config["schedule"]]()
+        warmup = min(1.0, (step + 1) / (config["warmup_steps"] + 1))
+        return config["learning_rate"] * self.learning_rate_scale * warmup * factor
+
+    @torch.no_grad()
+    def _average(self):
+        # Early on a long average would still hold the initialisation; so it starts short and grows to ema_decay.
+        decay = min(self.config["ema_decay"], (1 + self.step) / (10 + self.step))
+        ours, theirs = list(self.ema.state_dict().values()), list(self.generator.state_dict().values())
+        floats = [k for k, value in enumerate(ours) if value.is_floating_point()]  # weights, batch-norm statistics
+        torch._foreach_lerp_([ours[k] for k in floats], [theirs[k] for k in floats], 1 - decay)
+
+    def _log(self):
+        """Close the interval: a row of means for the history and the log. Returns it, short, for the progress bar."""
+        self._check_finite()
+        sums = self.accelerator.reduce(self._sums, reduction="mean")
+        previous = self.history["train"][-1]["step"] if self.history["train"] else 0
+        row = {
+            "step": self.step,
+            "epoch": self.epoch + self.batch / len(self.loader),
+            "seconds": round(self.seconds, 3),
+        }
+        row["learning_rate"] = self.optimizers["generator"].param_groups[0]["lr"]
+        row.update({name: float(value) / (self.step - previous) for name, value in sums.items()})
+        row.update(self.derived(row))
+        self._sums = {}
+        self._append("train", row)
+        return {name: f"{row[name]:.4g}" for name in sums}
+
+    def _validate(self):
+        if self.valid_pairs is None or not self.is_main:
+            return
+        scores = mean(evaluate(self.upscale, self.valid_pairs, progress=False))
+        self._append("valid", {"step": self.step, "epoch": self.epoch, "psnr": scores["psnr"], "ssim": scores["ssim"]})
+        psnr, ssim = f"PSNR {scores['psnr']:.3f} dB", f"SSIM {scores['ssim']:.4f}"
+        print(f"after epoch {self.epoch}: {psnr}, {ssim} on the validation images (Y)")
+
+    def upscale(self, lr):
+        """The averaged generator on one whole image: uint8 (h, w, 3) -> uint8 (4h, 4w, 3)."""
+        with torch.inference_mode():
+            return to_array(self.ema(to_tensor(lr).to(self.device, memory_format=torch.channels_last)))
 
     def measure(self, steps=3):
         """Seconds per training step on this device: trains on the first batches, then puts everything back as it was."""
@@ -206,167 +311,132 @@ class Solver:
                 times.append(time.monotonic())
         finally:
             self._load(*before)
-            self._first_bad_step.fill_(-1)
         return (times[-1] - times[0]) / steps  # the first step, which also warms up, is where the clock starts
-
-    def _step(self, lr, hr):
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate(self.step)
-        try:
-            losses = self.training_step(lr, hr)
-        except torch.OutOfMemoryError as error:
-            raise torch.OutOfMemoryError(self._out_of_memory(lr, hr)) from error
-        self.step += 1
-        self._average()
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach().double()
-        # Remembered on the device and read with the next row: asking now would make a GPU wait at every step.
-        finite = torch.stack([value.detach().float() for value in losses.values()]).isfinite().all()
-        self._first_bad_step = torch.where(finite | (self._first_bad_step >= 0), self._first_bad_step, self.step)
-
-    def learning_rate(self, step):
-        """Of the update that follows `step` updates: a pure function, so that resuming cannot reset it."""
-        config, progress = self.config, min(step / self.total_steps, 1)
-        factor = {
-            "constant": lambda: 1.0,
-            "cosine": lambda: 0.5 * (1 + math.cos(math.pi * progress)),
-            "tenth": lambda: 1.0 if progress < 0.5 else 0.1,
-        }[config["schedule"]]()
-        warmup = min(1.0, (step + 1) / (config["warmup_steps"] + 1))
-        return config["learning_rate"] * self.learning_rate_scale * warmup * factor
-
-    @torch.no_grad()
-    def _average(self):
-        # Early on a long average would still hold the initialisation; so it starts short and grows to ema_decay.
-        decay = min(self.config["ema_decay"], (1 + self.step) / (10 + self.step))
-        ours, theirs = list(self.ema.state_dict().values()), list(self.generator.state_dict().values())
-        floats = [k for k, value in enumerate(ours) if value.is_floating_point()]  # weights and batch-norm statistics
-        torch._foreach_lerp_([ours[k] for k in floats], [theirs[k] for k in floats], 1 - decay)
-
-    def _log(self):
-        """Close the interval: a row of means in the history and in log.jsonl. Returns it, short, for the progress bar."""
-        self._check_finite()
-        sums = self.accelerator.reduce(self._sums, reduction="mean")
-        previous = self.history["train"][-1]["step"] if self.history["train"] else 0
-        row = {"step": self.step, "epoch": self.step / len(self.loader), "seconds": round(self.seconds, 3)}
-        row["learning_rate"] = self.learning_rate(self.step - 1)
-        row.update({name: float(value) / (self.step - previous) for name, value in sums.items()})
-        row.update(self.derived(row))
-        self._sums = {}
-        self._append("train", row)
-        return {name: f"{row[name]:.4g}" for name in sums}
-
-    def derived(self, row):
-        """More columns of the history, computed from a row's means."""
-        return {}
-
-    def _validate(self):
-        if self.valid_pairs is None or not self.is_main:
-            return
-        scores = mean(evaluate(self.upscale, self.valid_pairs, progress=False))
-        row = {"step": self.step, "epoch": self.epoch, "psnr": scores["psnr"], "ssim": scores["ssim"]}
-        self._append("valid", row)
-        print(
-            f"after epoch {self.epoch}: PSNR {row['psnr']:.3f} dB, SSIM {row['ssim']:.4f} on the validation images (Y)"
-        )
-
-    def upscale(self, lr):
-        """The averaged generator on one whole image: uint8 (h, w, 3) -> uint8 (4h, 4w, 3)."""
-        with torch.inference_mode():
-            return to_array(self.ema(to_tensor(lr).to(self.device, memory_format=torch.channels_last)))
-
-    def _append(self, kind, row):
-        self.history[kind].append(row)
-        if self.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"kind": kind, **row}) + "\n")
 
     # --- guards ---
 
-    @property
-    def is_main(self):
-        """Whether this process is the one that writes and shows."""
-        return self.accelerator.is_main_process
-
     def _any_process(self, *wishes):
-        """Which of the wishes any process has: all must act on them at the same step, or they would wait for each other for ever."""
+        """Which of the wishes any process has: all must act on them at the same step, or wait for each other for ever."""
         if self.accelerator.num_processes == 1:
             return wishes
         if self.step % 10:  # asking costs a round trip
             return [False] * len(wishes)
-        return (self.accelerator.reduce(torch.tensor(wishes, dtype=torch.float32, device=self.device)) > 0).tolist()
+        return (self.accelerator.reduce(torch.tensor(wishes, device=self.device).float()) > 0).tolist()
 
     def _check_finite(self):
-        bad = int(self.accelerator.gather(self._first_bad_step.reshape(1)).max())
-        if bad < 0:
-            return
-        epoch, batch = divmod(bad - 1, len(self.loader))
-        good = self.states()
-        raise TrainingDiverged(
-            f"A loss is not finite at step {bad} (epoch {epoch + 1}, batch {batch + 1}). Nothing of it was saved. "
-            + (f"The last good state is {good[-1]}: " if good else "There is no saved state yet: ")
-            + "solver.retry() goes on from there with half the learning rate."
+        bad = int(self.accelerator.reduce(self._first_bad_step, reduction="max"))
+        if bad >= 0:
+            batch = self.batch - (self.step - bad)
+            raise TrainingDiverged(
+                f"A loss is not finite at step {bad} (epoch {self.epoch + 1}, batch {batch}). {self._way_back()}"
+            )
+
+    def _way_back(self):
+        return (
+            f"Nothing of it was saved; the last good state is {self.last_state}. "
+            "solver.retry() goes on from there with half the learning rate."
         )
 
     def retry(self):
-        """After `TrainingDiverged`: back to the last good state (or to an error, if there is none), with half the learning rate."""
+        """After `TrainingDiverged`: back to the last good state, with half the learning rate; then `fit` goes on.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
         scale = self.learning_rate_scale
-        self._first_bad_step = torch.full_like(self._first_bad_step, -1)
-        if not self.resume():
-            raise FileNotFoundError(
-                f"{self.folder} holds no state to go back to: build the solver anew with a smaller learning rate"
-            )
+        if not self.resume(allow_changes=True):
+            raise FileNotFoundError(f"{self.folder} holds no state to go back to: build the solver anew")
         self.learning_rate_scale = min(scale, self.learning_rate_scale) / 2
+        self.save()  # or a stop would forget it
 
-    def _out_of_memory(self, lr, hr):
-        """What to say: tries smaller batches. That spoils the networks, but the run has ended, and nothing more is saved."""
-        size, processes = len(lr), self.accelerator.num_processes
-        while processes == 1 and size > 1:
+    def _smaller_batch(self, lr, hr):
+        """What to say when a batch was too large for the memory; puts the last saved state back."""
+        message, size = f"Out of memory with batch_size={self.config['batch_size']}: ", len(lr)
+        if self.accelerator.num_processes > 1:
+            return message + "take a smaller one, or a smaller crop_size."
+        fits = 0
+        while size > 1 and not fits:
             size //= 2
-            with contextlib.suppress(torch.OutOfMemoryError):
+            for optimizer in self.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            with contextlib.suppress(torch.OutOfMemoryError), self.autocast:
                 self.training_step(lr[:size], hr[:size])
-                return f"Out of memory with batch_size={self.config['batch_size']}; batch_size={size} fits."
-        return f"Out of memory with batch_size={self.config['batch_size']}: take a smaller one, or a smaller crop_size."
+                fits = size
+        if self.last_state:
+            self._load(*read_state(self.last_state))
+        return message + (f"batch_size={fits} fits." if fits else "not even 1 fits; take a smaller crop_size.")
 
-    # --- states ---
+    # --- the log and the states ---
+
+    def _append(self, kind, row):
+        """A row for the history, and for the logs."""
+        self.history[kind].append(row)
+        if not self.is_main:
+            return
+        with self._explained():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"kind": kind, **row}) + "\n")
+            if self.config["tensorboard"]:
+                if self._tensorboard is None:
+                    from torch.utils.tensorboard import SummaryWriter  # here: it is optional
+
+                    # Rows from this step on belong to a run that was cut off: TensorBoard is to hide them.
+                    self._tensorboard = SummaryWriter(self.folder / "tensorboard", purge_step=self.step)
+                for name in row.keys() - {"step"}:
+                    self._tensorboard.add_scalar(f"{kind}/{name}", row[name], self.step)
+                self._tensorboard.flush()
+
+    @contextlib.contextmanager
+    def _explained(self):
+        """Says of a failed write what is lost (little) and what to do."""
+        try:
+            yield
+        except OSError as error:
+            raise type(error)(
+                error.errno,
+                f"{self.folder}: cannot be written ({error.strerror or error}) at step {self.step}. "
+                + (f"The state before is whole: {self.last_state}. " if self.last_state else "")
+                + "Make room, or the folder writable, and run again.",
+            ) from error
+
+    def save(self):
+        """Write the state for resuming and the averaged generator for use; then drop the states that are not kept.
+
+        Raises:
+            TrainingDiverged, OSError, FileExistsError: as `fit`. The states before are whole.
+        """
+        self._check_finite()
+        # Each process has its own sums, and one state is written: from here on all go on from their mean.
+        self._sums = self.accelerator.reduce(self._sums, reduction="mean")
+        self.last_state = on_first_process(self._write)
+
+    def _write(self):
+        if self.last_state is None and state_files(self.folder):
+            raise FileExistsError(
+                f"{self.folder} holds the states of an earlier training. Call resume() before fit() to go on with it, "
+                "or choose another folder."
+            )
+        tensors, facts = self._state()
+        for name, value in tensors.items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise TrainingDiverged(f"{name} is not finite at step {self.step}. {self._way_back()}")
+        milestone = self.config["keep_every"] and self.batch == 0 and self.epoch % self.config["keep_every"] == 0
+        with self._explained():
+            if self.step:  # before the state: whoever finds a state of the end finds the generator of the end
+                save_generator(
+                    f"{self.folder}.safetensors", self.ema, stage=type(self).__name__, step=self.step,
+                    epoch=self.epoch, seconds=round(self.seconds), device=str(self.device), config=self.config,
+                    images=len(self.dataset.pairs),
+                )  # fmt: skip
+            keep_as = f"epoch{self.epoch}" if milestone and self.epoch else ""
+            return write_state(self.folder, self.step, tensors, facts, self.config["keep_last"], keep_as)
 
     def states(self):
         """The saved states, oldest first."""
-        return sorted(self.folder.glob("state-*.safetensors"))
-
-    def save(self):
-        """Write the state for resuming and the averaged generator for use; then drop the states that are no longer kept."""
-        self._check_finite()
-        if not self.is_main:
-            return
-        tensors, facts = self._state()
-        data = safetensors.torch.save(tensors, {"facts": json.dumps(facts)})
-        # The name carries a checksum of the content: safetensors has none, and a flipped bit must not pass for weights.
-        path = self.folder / f"state-{self.step:09d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
-        older = self.states()
-        try:
-            with atomic_path(path) as part:
-                part.write_bytes(data)
-            save_generator(
-                f"{self.folder}.safetensors", self.ema, stage=type(self).__name__, step=self.step, epoch=self.epoch,
-                seconds=round(self.seconds), device=str(self.device), config=self.config, images=len(self.dataset.pairs),
-            )  # fmt: skip
-        except OSError as error:
-            whole = f"the state before it is whole: {older[-1]}" if older else "there is no state before it"
-            raise OSError(
-                error.errno, f"The state of step {self.step} could not be written to {self.folder} ({error.strerror}); {whole}. "
-                "Make room (or the folder writable) and run again."
-            ) from error  # fmt: skip
-        for position, old in enumerate(older):
-            recent = position >= len(older) - (self.config["keep_last"] - 1)
-            milestone = (
-                self.config["keep_every"] and _step_of(old) % (self.config["keep_every"] * len(self.loader)) == 0
-            )
-            superseded = _step_of(old) == self.step or not (recent or milestone)
-            if superseded and old != path:
-                old.unlink(missing_ok=True)
+        return state_files(self.folder)
 
     def resume(self, allow_changes=False):
         """Go on from the newest whole state in the folder. Returns whether there was one.
@@ -375,73 +445,68 @@ class Solver:
             allow_changes: go on although settings or the training list are not those of the saved state.
 
         Raises:
-            ValueError: they are not and it was not allowed, or the state is of another architecture, or no state is whole.
+            ValueError: they are not and it was not allowed; or the state is of other networks; or no state is whole.
         """
-        states = self.states()
-        for path in reversed(states):
-            try:
-                tensors, facts = _read_state(path)
-                break
-            except ValueError as error:
-                warnings.warn(f"{path} is damaged ({error}) and is skipped; the state before it is used", stacklevel=2)
-        else:
-            if states:
-                raise ValueError(f"No state in {self.folder} is whole: move the folder away to start anew")
+        found = on_first_process(read_newest, self.folder)
+        if found is None:
             return False
-        self._compare(path, facts, allow_changes)
+        path, tensors, facts = found
+        if not allow_changes:
+            self._compare(path, facts["identity"])
         try:
             self._load(tensors, facts)
         except (KeyError, RuntimeError) as error:
             raise ValueError(
                 f"{path} is the state of other networks ({error}): choose another folder, or those networks"
             ) from error
+        self.last_state, self._tensorboard = path, None
         if self.is_main:
             rows = [{"kind": kind, **row} for kind in self.history for row in self.history[kind]]
-            with atomic_path(self.folder / "log.jsonl") as part:  # without the rows of steps that were lost
+            with self._explained(), atomic_path(self.folder / "log.jsonl") as part:  # without rows of lost steps
                 part.write_text("".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["step"])))
-            batch = self.step - self.epoch * len(self.loader)
-            print(f"Going on from {path.name}: epoch {self.epoch + 1}, batch {batch + 1} of {len(self.loader)}.")
+            print(f"Going on from {path.name}: {self.epoch} epochs and {self.batch} batches are done.")
         return True
 
-    def _compare(self, path, facts, allow_changes):
-        now, then = self._identity(), facts["identity"]
-        changed = [
-            f"  {name}: {then.get(name, '-')} in the state, {now.get(name, '-')} now"
-            for name in sorted({*now, *then} - BOOKKEEPING)
-            if now.get(name) != then.get(name)
-        ]
-        if changed and not allow_changes:
+    def _compare(self, path, then):
+        now, changed = self._identity(), []
+        for name in sorted({*now, *then} - BOOKKEEPING):
+            before = then.get(name, self.DEFAULTS.get(name))  # a setting younger than the state had its default
+            if now.get(name) != before:
+                changed.append(f"  {name}: {before} in the state, {now.get(name)} now")
+        if changed:
             raise ValueError(
-                f"{path} was trained with other settings:\n"
-                + "\n".join(changed)
-                + "\nSet them back, choose another folder, "
-                "or go on all the same with resume(allow_changes=True)."
+                f"{path} was trained with other settings:\n" + "\n".join(changed) + "\nSet them back, choose another "
+                "folder, or go on all the same with resume(allow_changes=True)."
             )
 
     def _identity(self):
         """What must be the same for a run to go on as if it had never stopped."""
         data = self.dataset
-        identity = {**self.config, "train_images": _fingerprint(data.pairs)}
+        names = json.dumps([(pair.name, pair.width, pair.height) for pair in data.pairs])  # wherever its folder lies
+        train_images = f"{len(data.pairs)} images, {hashlib.sha256(names.encode()).hexdigest()[:16]}"
+        identity = {**self.config, "train_images": train_images}
         identity.update(crop_size=data.crop_size, patches_per_image=data.patches_per_image, seed=data.seed)
         return json.loads(json.dumps(identity))  # as it will be read back: tuples are lists there
 
     def _state(self):
-        tensors, random_states = {}, _random_states()
+        """All that a run is, as (tensors, facts); on the CPU the tensors are the very ones that are trained."""
+        tensors, (random_tensors, python_random) = {}, random_states()
         for name in self.networks:
             tensors.update({f"{name}.{key}": value for key, value in self.bare(name).state_dict().items()})
             for index, slots in self.optimizers[name].state_dict()["state"].items():
                 tensors.update({f"{name}.adam.{index}.{slot}": value for slot, value in slots.items()})
         tensors.update({f"ema.{key}": value for key, value in self.ema.state_dict().items()})
         tensors.update({f"sums.{name}": value for name, value in self._sums.items()})
-        tensors.update({f"random.{name}": value for name, value in random_states.items()})
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        tensors.update({f"random.{name}": value for name, value in random_tensors.items()})
+        # As a tensor, because a file's header has a limit, and a history grows.
+        tensors["history"] = torch.tensor(list(json.dumps(self.history).encode()), dtype=torch.uint8)
         facts = dict(
-            epoch=self.epoch, step=self.step, seconds=self.seconds, learning_rate_scale=self.learning_rate_scale,
-            history=self.history, identity=self._identity(), python_random=random.getstate(),
-            scaler=self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-            versions={"python": sys.version.split()[0], "torch": torch.__version__, "accelerate": accelerate.__version__},
+            epoch=self.epoch, batch=self.batch, batches_per_epoch=len(self.loader), step=self.step,
+            seconds=self.seconds, learning_rate_scale=self.learning_rate_scale, identity=self._identity(),
+            python_random=python_random, scaler=self.scaler.state_dict(),
+            versions={"python": sys.version.split()[0], "torch": torch.__version__},
         )  # fmt: skip
-        return tensors, facts
+        return {name: value.detach().cpu() for name, value in tensors.items()}, facts
 
     def _load(self, tensors, facts):
         def under(prefix):
@@ -459,11 +524,16 @@ class Solver:
             self.optimizers[name].load_state_dict({**self.optimizers[name].state_dict(), "state": slots})
         self.ema.load_state_dict(under("ema."))
         self._sums = {name: value.to(self.device) for name, value in under("sums.").items()}
-        if self.accelerator.scaler and facts["scaler"]:
-            self.accelerator.scaler.load_state_dict(facts["scaler"])
+        self._first_bad_step = torch.full_like(self._first_bad_step, -1)
+        if facts["scaler"]:
+            self.scaler.load_state_dict(facts["scaler"])
         self.epoch, self.step, self.seconds = facts["epoch"], facts["step"], facts["seconds"]
-        self.learning_rate_scale, self.history = facts["learning_rate_scale"], facts["history"]
-        _set_random_states(under("random."), facts["python_random"])
+        # With another batch size or list (`allow_changes`) an epoch has other batches: go on after the same part of it.
+        batches = facts.get("batches_per_epoch", len(self.loader))
+        self.batch = facts.get("batch", self.step - self.epoch * batches) * len(self.loader) // batches
+        self.learning_rate_scale = facts["learning_rate_scale"]
+        self.history = facts.get("history") or json.loads(bytes(tensors["history"].tolist()))
+        set_random_states(under("random."), facts["python_random"])
 
 
 # --- the stages ------------------------------------------------------------------------------------------------------
@@ -517,12 +587,11 @@ class GANSolver(Solver):
 
         # Generator: be called real, and keep the content. The discriminator has just changed, so it looks again; its own
         # weights need no gradient here, and the bare module none of the synchronisation that goes with one.
-        judge = self.bare("discriminator").requires_grad_(False)
         content = self.config["content_weight"] * self.content_loss(sr, hr)
-        adversarial = self.config["adversarial_weight"] * bce(judge(sr), 1.0)  # -log D(G(LR)), paper, equation 6
+        with frozen(self.bare("discriminator")) as judge:
+            adversarial = self.config["adversarial_weight"] * bce(judge(sr), 1.0)  # -log D(G(LR)), paper, equation 6
         perceptual_loss = content + adversarial
         self.update("generator", perceptual_loss)
-        judge.requires_grad_(True)
 
         return {
             "perceptual_loss": perceptual_loss,
@@ -535,6 +604,16 @@ class GANSolver(Solver):
 
     def derived(self, row):
         return {"content_to_adversarial": row["content_loss"] / max(row["adversarial_loss"], 1e-12)}
+
+
+@contextlib.contextmanager
+def frozen(network):
+    """The network with constant weights: gradients go through it, and none to them."""
+    network.requires_grad_(False)
+    try:
+        yield network
+    finally:
+        network.requires_grad_(True)
 
 
 # --- the losses ------------------------------------------------------------------------------------------------------
@@ -573,72 +652,57 @@ def default_content_weight(name, source):
     """
     if name == "mse":
         return 1.0
-    return 0.5 if source == "torchvision" else 0.015
+    return 0.5 if source == "torchvision" else 0.05
 
 
-# --- helpers ---------------------------------------------------------------------------------------------------------
+# --- the command line ------------------------------------------------------------------------------------------------
 
 
-def _fingerprint(pairs):
-    """Tells one training set from another, wherever its folder lies: a hash of the images' names and sizes."""
-    names = json.dumps([(pair.name, pair.width, pair.height) for pair in pairs])
-    return f"{len(pairs)} images, {hashlib.sha256(names.encode()).hexdigest()[:16]}"
+def train(settings, allow_changes=False):
+    """Both stages, as in train.ipynb; in one process, or in each of those that accelerate launched.
+
+    In a notebook with several GPUs: accelerate.notebook_launcher(train, (settings,), num_processes=...).
+
+    Args:
+        settings: dict of seed, crop_size, patches_per_image, train_list, valid_list, num_valid_images, folder; pretrain:
+            settings for `PretrainSolver`, into <folder>/srresnet; gan: settings for `GANSolver` and two more, name
+            (into <folder>/<name>) and start ("pretrained", or "random": without pre-training). Where they are not the
+            paper's, generator and discriminator: arguments for `SRResNet` and `Discriminator`.
+        allow_changes: see `Solver.resume`.
+    """
+    start, folder = settings["gan"].get("start", "pretrained"), Path(settings["folder"])
+    gan = {key: value for key, value in settings["gan"].items() if key not in ("name", "start")}
+    patches = {key: settings[key] for key in ("crop_size", "patches_per_image", "seed")}
+    train_set, valid_set = PatchDataset(settings["train_list"], **patches), PairDataset(settings["valid_list"])
+    valid_pairs = [valid_set[i] for i in range(min(settings["num_valid_images"], len(valid_set)))]
+
+    def run(solver):
+        solver.resume(allow_changes)
+        solver.fit()
+        return solver
+
+    seed_everything(settings["seed"])
+    generator = SRResNet(**settings.get("generator", {}))
+    if start == "pretrained":
+        solver = PretrainSolver(generator, train_set, settings["pretrain"], folder / "srresnet", valid_pairs)
+        generator = copy.deepcopy(run(solver).ema).requires_grad_()
+    seed_everything(settings["seed"])
+    discriminator = Discriminator(**settings.get("discriminator", {}))
+    run(GANSolver(generator, discriminator, train_set, gan, folder / settings["gan"].get("name", "srgan"), valid_pairs))
 
 
-def _step_of(path):
-    return int(path.name.split("-")[1])
-
-
-def _read_state(path):
-    """(tensors, facts) of a state file. Raises ValueError if it is not, to the bit, what was written."""
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest()[:16] != path.stem.split("-")[-1]:
-        raise ValueError(f"{len(data)} bytes whose checksum is not the one in its name")
-    length = int.from_bytes(data[:8], "little")  # the safetensors format: header length, JSON header, tensors
-    return safetensors.torch.load(data), json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["facts"])
-
-
-def _random_states():
-    states = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    _, keys, position, has_gauss, gauss = np.random.get_state()
-    states["numpy"] = torch.from_numpy(np.array([*keys, position, has_gauss], dtype=np.int64))
-    states["numpy_gauss"] = torch.tensor(gauss, dtype=torch.float64)
-    return states
-
-
-def _set_random_states(states, python_random):
-    version, internal, gauss = python_random
-    random.setstate((version, tuple(internal), gauss))
-    *keys, position, has_gauss = states["numpy"].tolist()
-    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, float(states["numpy_gauss"])))
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-
-
-class _Stop:
-    requested, exception = False, None
-
-
-@contextlib.contextmanager
-def _deferred_signals():
-    """Turns Ctrl-C and SIGTERM into a request that the loop honours after its step, so that no update is cut in two."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may set handlers
-        return
-
-    def request(number, frame):
-        if stop.requested:
-            raise KeyboardInterrupt  # asked twice: now
-        stop.requested = True
-        stop.exception = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+def main():
+    parser = argparse.ArgumentParser(
+        description="Train SRResNet, then SRGAN, by a file of settings that train.ipynb wrote."
+    )
+    parser.add_argument("settings", type=Path, help="a JSON file, such as checkpoints/afternoon/settings.json")
+    parser.add_argument("--allow-changes", action="store_true", help="go on although settings or images have changed")
+    arguments = parser.parse_args()
     try:
-        yield stop
+        train(json.loads(arguments.settings.read_text(encoding="utf-8")), arguments.allow_changes)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        accelerate.PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

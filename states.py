@@ -1,0 +1,113 @@
+"""State files: what a training needs to go on, written whole or not at all, and checked when read; knows no networks.
+
+A state is named tensors and a few facts, in the safetensors format: reading one runs no code, whoever made it. Its name
+carries the step and a checksum of the content, which that format lacks: a flipped bit must not pass for a weight.
+"""
+
+import hashlib
+import json
+import random
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from utils import atomic_path
+
+NAME = re.compile(r"state-(\d+)-(epoch\d+-)?([0-9a-f]{16})\.safetensors")  # step, whether it is kept for ever, checksum
+
+
+def state_files(folder):
+    """The states in a folder, the oldest step first."""
+    return sorted(path for path in Path(folder).glob("state-*.safetensors") if NAME.fullmatch(path.name))
+
+
+def write_state(folder, step, tensors, facts, keep_last=2, keep_as=""):
+    """Write a state and return its path; then remove the states that are no longer kept.
+
+    Args:
+        tensors: {name: tensor}. facts: anything that JSON can hold.
+        keep_last: how many states to keep, this one counted; at least 1.
+        keep_as: "epoch<k>" to keep this one besides them, for ever.
+
+    Raises:
+        OSError: it could not be written. The states before it are still there then.
+    """
+    folder = Path(folder)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    data = safetensors.torch.save(tensors, {"facts": json.dumps(facts)})
+    checksum = hashlib.sha256(data).hexdigest()[:16]
+    path = folder / f"state-{step:09d}-{keep_as and keep_as + '-'}{checksum}.safetensors"
+    with atomic_path(path) as part:
+        part.write_bytes(data)
+
+    others = [(_step(old), old) for old in state_files(folder) if old != path]
+    superseded = [old for old_step, old in others if old_step == step]
+    passing = [old for old_step, old in others if old_step < step and not NAME.fullmatch(old.name)[2]]
+    for old in superseded + passing[::-1][keep_last - 1 :]:
+        old.unlink(missing_ok=True)
+    for old in folder.glob(".tmp-*"):  # of a process that was killed while it wrote
+        old.unlink(missing_ok=True)
+    return path
+
+
+def read_state(path):
+    """(tensors, facts) of a state file. Raises ValueError if it is not, to the bit, what was written."""
+    try:
+        data = Path(path).read_bytes()
+        if hashlib.sha256(data).hexdigest()[:16] != NAME.fullmatch(Path(path).name)[3]:
+            raise ValueError(f"{len(data)} bytes whose checksum is not the one in its name")
+        length = int.from_bytes(data[:8], "little")  # safetensors: length of the header, header in JSON, tensors
+        facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["facts"])
+        return safetensors.torch.load(data), facts
+    except Exception as error:  # with a checksum of its own, even a forged file may come here
+        raise ValueError(f"{path} is damaged or no state ({error})") from error
+
+
+def read_newest(folder):
+    """(path, tensors, facts) of the newest whole state in a folder, or None without any; warns of damaged ones.
+
+    Raises:
+        ValueError: there are states, and none is whole.
+    """
+    paths = state_files(folder)
+    for path in reversed(paths):
+        try:
+            return path, *read_state(path)
+        except ValueError as error:
+            warnings.warn(f"{error}: it is skipped, and the state before it is used", stacklevel=2)
+    if paths:
+        raise ValueError(f"No state in {folder} is whole: move the folder away to start anew")
+    return None
+
+
+def _step(path):
+    return int(NAME.fullmatch(path.name)[1])
+
+
+# --- random states ---------------------------------------------------------------------------------------------------
+
+
+def random_states():
+    """Where the random generators of PyTorch, NumPy and Python stand: ({name: tensor}, Python's as JSON can hold it)."""
+    states = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    _, keys, position, has_gauss, gauss = np.random.get_state()
+    states["numpy"] = torch.from_numpy(np.array([*keys, position, has_gauss], dtype=np.int64))
+    states["numpy_gauss"] = torch.tensor(gauss, dtype=torch.float64)
+    return states, random.getstate()
+
+
+def set_random_states(states, python):
+    """Put the random generators back to where `random_states` found them."""
+    version, internal, gauss = python
+    random.setstate((version, tuple(internal), gauss))
+    *keys, position, has_gauss = states["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, float(states["numpy_gauss"])))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
