@@ -652,7 +652,7 @@ def default_content_weight(name, source):
     """
     if name == "mse":
         return 1.0
-    return 0.5 if source == "torchvision" else 0.05
+    return 0.5 if source == "torchvision" else 0.015
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
