@@ -66,12 +66,13 @@ def imresize(image, scale, *, kernel="bicubic", antialiasing=True, padding="symm
     x = image if image.ndim == (4 if is_tensor else 3) else image[None] if is_tensor else image[:, :, None]
     for axis in sorted((0, 1), key=scales.__getitem__):  # a stable sort: rows stay first when the scales are equal
         if kernel == "bicubic" and (antialiasing or scales[axis] > 1) and _fast_applies(x, axis, scales[axis]):
-            out = _fast_pass(x if is_tensor else _to_tensor(x), axis, scales[axis], padding)
-            x = out if is_tensor else _to_array(out)
+            x = _fast_pass(_to_tensor(x), axis, scales[axis], padding)
         else:
             taps = _contributions(size[axis], out_size[axis], scales[axis], kernel, antialiasing, padding)
-            x = _tensor_pass(x, axis, *taps) if is_tensor else _array_pass(x, axis, *taps)
-    return x if x.ndim == image.ndim else x[0] if is_tensor else x[:, :, 0]
+            x = _tensor_pass(x, axis, *taps) if is_tensor else _array_pass(_to_array(x), axis, *taps)
+    if is_tensor:
+        return x if image.ndim == 4 else x[0]
+    return _to_array(x) if image.ndim == 3 else _to_array(x)[:, :, 0]
 
 
 def _check_image(image, is_tensor):
@@ -231,7 +232,8 @@ def _fast_is_exact(scale, channels, channels_last):
         noise = np.random.default_rng(0).integers(-128, 384, (n, n, channels)).clip(0, 255).astype(np.uint8)
         taps = _contributions(n, math.ceil(n * scale), scale, "bicubic", True, "symmetric")
         try:
-            fast = _to_array(_fast_pass(_to_tensor(noise, channels_last), axis, scale, "symmetric"))
+            x = _to_tensor(noise) if channels_last else _to_tensor(noise).contiguous()
+            fast = _to_array(_fast_pass(x, axis, scale, "symmetric"))
         except (ImportError, RuntimeError):
             return False
         if not np.array_equal(fast, _array_pass(noise, axis, *taps)):
@@ -239,20 +241,22 @@ def _fast_is_exact(scale, channels, channels_last):
     return True
 
 
-def _to_tensor(x, channels_last=True):
-    """View an array (H, W, C) as a tensor (1, C, H, W), or copy it to be contiguous in that order."""
+def _to_tensor(x):
+    """View an array (H, W, C) as a tensor (1, C, H, W); leave a tensor as it is."""
     import torch
 
+    if isinstance(x, torch.Tensor):
+        return x
     x = np.ascontiguousarray(x)
     if not x.flags.writeable:
         # Pillow's arrays are read-only, of which PyTorch warns. Nothing here writes, so a writable view does no harm.
         x = np.asarray(SimpleNamespace(__array_interface__=x.__array_interface__ | {"data": (x.ctypes.data, False)}))
-    x = torch.from_numpy(x)[None].permute(0, 3, 1, 2)
-    return x if channels_last else x.contiguous()
+    return torch.from_numpy(x)[None].permute(0, 3, 1, 2)
 
 
 def _to_array(x):
-    return np.ascontiguousarray(x[0].permute(1, 2, 0).numpy())
+    """Turn a tensor (1, C, H, W) into an array (H, W, C); leave an array as it is."""
+    return x if isinstance(x, np.ndarray) else np.ascontiguousarray(x[0].permute(1, 2, 0).numpy())
 
 
 def _fast_pass(x, axis, scale, padding):
