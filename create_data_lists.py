@@ -27,7 +27,6 @@ from imresize import imresize
 from utils import IMAGE_FORMATS, IMAGE_SUFFIXES, read_image, write_image, write_rows
 
 SCALE = 4
-TEST_SETS = ["Set5", "Set14", "B100", "Urban100", "DIV2K_valid"]
 TRAINING_SETS = ["DIV2K_train", "photos"]  # the first one that is there is trained on
 VALIDATION_SETS = ["DIV2K_valid", "Set5"]
 DOWNLOAD = "python create_data_lists.py --download"

@@ -258,8 +258,9 @@ def _manifest(name, data):
 
 
 def _check_disk(sources, work):
-    archives = [max((size or 0 for size, _ in source.archives.values()), default=0) for source in sources]
-    needed = sum(source.size for source in sources) + max(archives, default=0)  # archives are deleted one by one
+    # Archives are kept until their set is whole, the largest set's beside everything else.
+    archives = max((sum(size or 0 for size, _ in source.archives.values()) for source in sources), default=0)
+    needed = sum(source.size for source in sources) + archives
     free = shutil.disk_usage(work).free
     if sources and needed + SPARE_DISK > free:
         raise OSError(
@@ -328,28 +329,30 @@ class Damaged(OSError):
 
 
 def _fetch_archive(session, mirrors, archive, source, staging, progress):
-    """Fetch an archive and unpack its images into `staging`; one with a damaged member is fetched from the next mirror."""
+    """Fetch an archive and unpack its images into `staging`; should it be damaged, fetch it again, then elsewhere."""
     size, sha256 = source.archives[archive.name]
     urls = [_url(mirror, archive.name) for mirror in mirrors]
-    errors = []
-    while True:
+    url, seen, errors = None, set(), []
+    while urls:
         try:
             if not archive.exists():
                 url = _fetch(session, urls, archive, size=size, sha256=sha256, progress=progress)
-                urls = urls[urls.index(url) + 1 :]
+                urls = urls[urls.index(url) :]
             return _unpack(archive, source.images, staging, progress)
         except Damaged as error:
             archive.unlink(missing_ok=True)
-            errors.append(str(error))
-            if not urls:
-                raise OSError("; ".join(errors)) from error
+            errors.append(f"{url or 'an earlier run'}: {error}")
+            if url in seen:
+                urls = urls[1:]
+            seen.add(url)
+    raise OSError("\n    ".join(errors))
 
 
 def _unpack(archive, images, staging, progress):
     """Unpack the images of an archive into `staging`, one by one; those unpacked before are left alone.
 
-    Raises Damaged naming the member whose CRC-32 is wrong, ValueError for an archive that would write elsewhere or far
-    more than its size.
+    Raises Damaged for an archive that is not whole (naming the member whose CRC-32 is wrong), would write elsewhere or
+    would write far more than its size.
     """
     wanted = {_last_two(key): path for key, path in images.items()}
     try:
@@ -361,7 +364,7 @@ def _unpack(archive, images, staging, progress):
             chosen = [(member, path) for member, path in chosen if path]
             total = sum(member.file_size for member, _ in chosen)
             if total > MAX_RATIO * archive.stat().st_size:
-                raise ValueError(f"{archive}: would unpack to {total / 1e9:.1f} GB, too much for images; not unpacked")
+                raise Damaged(f"{archive}: would unpack to {total / 1e9:.1f} GB, too much for images")
             with tqdm(
                 total=total, desc=f"unpack {archive.name}", unit="B", unit_scale=True, disable=not progress
             ) as bar:
@@ -383,11 +386,11 @@ def _unpack_member(archive, opened, member, path):
 
 
 def _refuse_unsafe(archive, member):
-    """Raise ValueError for a member that points out of the folder it is unpacked into, or is a link."""
+    """Raise Damaged for a member that points out of the folder it is unpacked into, or is a link."""
     name = member.filename
     is_link = stat.S_ISLNK(member.external_attr >> 16)
     if is_link or "\\" in name or ":" in name or name.startswith("/") or ".." in PurePosixPath(name).parts:
-        raise ValueError(f"{archive}: its member {name!r} leads out of the folder; not unpacked, delete the archive")
+        raise Damaged(f"{archive}: its member {name!r} leads out of the folder")
 
 
 def _last_two(name):
@@ -424,8 +427,7 @@ def _fetch(session, urls, path, *, size=None, sha256=None, check=None, progress=
     path.parent.mkdir(parents=True, exist_ok=True)
     errors = []
     for url in urls:
-        for _ in range(2):  # once more from the start, should what an earlier run left turn out to be wrong
-            resumed = part.exists()
+        for _ in range(2):  # what is damaged is fetched once more from the same address, from its first byte on
             try:
                 _transfer(session, url, part, size, bool(sha256), progress)
                 _verify(part, size, sha256, check)
@@ -435,8 +437,6 @@ def _fetch(session, urls, path, *, size=None, sha256=None, check=None, progress=
             except Damaged as error:
                 part.unlink(missing_ok=True)
                 errors.append(f"{url}: {error}")
-                if not resumed:
-                    break
             except OSError as error:  # requests' errors are OSErrors, too
                 errors.append(f"{url}: {error}")
                 break

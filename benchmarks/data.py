@@ -5,6 +5,7 @@
 Uses the lists in data/lists where they are (DIV2K_valid for the speed, train for the memory), else makes images of the same size.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -113,7 +114,8 @@ def memory(list_file, cache, folder):
     for count in (10, 100, len(lines) - 1):
         part = Path(folder) / f"{count}.csv"
         part.write_text("\n".join(lines[: count + 1]) + "\n")
-        open_store(read_list(part), folder=cache)  # decoded beforehand: only reading it is measured
+        with contextlib.redirect_stdout(None):
+            open_store(read_list(part), folder=cache)  # decoded beforehand: only reading it is measured
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", MEMORY, str(part), cache]
         out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()

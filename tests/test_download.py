@@ -25,7 +25,7 @@ from download import SETS, Source, check, download, is_whole, pixel_digest
 
 class Server:
     """Serves `files`; what goes wrong is set per path in `faults`: status, drop (bytes sent before the connection closes),
-    no_ranges, length (the one it announces), etag."""
+    no_ranges, length (the one it announces), etag, once (other content, the first time)."""
 
     def __init__(self):
         self.files, self.faults, self.requests = {}, {}, []
@@ -53,6 +53,7 @@ class Server:
         if status != 200:
             handler.send_error(status)
             return
+        content = fault.pop("once", content)
         begin, etag = 0, fault.get("etag", f'"{hashlib.md5(content).hexdigest()}"')
         if wanted and not fault.get("no_ranges") and handler.headers.get("If-Range", etag) == etag:
             begin = int(wanted.removeprefix("bytes=").removesuffix("-"))
@@ -276,6 +277,15 @@ def test_wrong_content_is_refused_and_the_next_mirror_asked(server, bad, fault, 
     assert not list(Path("data").glob("mini*"))
     get(mini(server.url + "/bad", serve(server, "/good"), known=known))
     assert_whole()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_damage_on_the_way_is_fetched_again(server, known):
+    url = serve(server)
+    server.faults["/a/hr.zip"] = {"once": HR_ZIP[:5000] + b"x" + HR_ZIP[5001:]}
+    get(mini(url, known=known))
+    assert_whole()
+    assert [path for path, _ in server.requests].count("/a/hr.zip") == 2
 
 
 @pytest.mark.parametrize(
