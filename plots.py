@@ -43,6 +43,13 @@ def plot_history(history, title=""):
     return figure
 
 
+def save_figure(figure, path):
+    """Save a matplotlib figure as PNG, atomically; returns it, so that a notebook's cell can show it, too."""
+    with atomic_path(path) as part:
+        figure.savefig(part, dpi=100)
+    return figure
+
+
 def batch_sheet(lr, hr, most=8):
     """A batch as a picture: the LR patches, each pixel enlarged to 4 x 4, above their HR patches.
 
