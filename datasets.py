@@ -250,8 +250,8 @@ def _decode_all(pairs, scale, store, pixels):
             pool.shutdown(cancel_futures=True)  # an error or Ctrl-C does not wait for hundreds of images
     with open(partial, "r+b") as file:
         os.fsync(file.fileno())
-    os.replace(partial, pixels)
     journal.unlink()
+    os.replace(partial, pixels)
 
 
 def _verified(partial, journal, offsets):
