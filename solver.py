@@ -33,6 +33,11 @@ from utils import atomic_path, keep_freed_memory, seed_everything, to_array, to_
 # Settings that change how a run is kept or shown, not what it computes: they may differ when it goes on.
 BOOKKEEPING = {"num_workers", "log_every", "checkpoint_minutes", "keep_last", "keep_every", "tensorboard"}
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SCHEDULES = {  # factor of the learning rate where a part (0 to 1) of the training is done
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),  # to zero
+    "tenth": lambda done: 1.0 if done < 0.5 else 0.1,  # the paper's for SRGAN
+}
 
 
 class TrainingDiverged(FloatingPointError):
@@ -63,7 +68,7 @@ class Solver:
         epochs=1,  # the schedule's length
         batch_size=16,  # over all processes
         learning_rate=1e-4,  # Adam's (paper, section 3.2)
-        schedule="constant",  # "constant", "cosine" (to zero), "tenth" (a tenth in the second half: the paper's SRGAN)
+        schedule="constant",  # one of SCHEDULES
         warmup_steps=0,  # linear, from zero
         ema_decay=0.999,  # half-life of the averaged generator: 693 steps
         mixed_precision="no",  # "bf16" or "fp16" on GPUs that are faster with it
@@ -80,12 +85,13 @@ class Solver:
         if unknown:
             raise ValueError(f"{type(self).__name__} has no setting {sorted(unknown)}; it has {sorted(self.DEFAULTS)}")
         self.config = {**self.DEFAULTS, **config}
+        for name, choices in (("schedule", SCHEDULES), ("mixed_precision", PRECISIONS)):
+            if self.config[name] not in choices:
+                raise ValueError(f"{name} is one of {', '.join(choices)}; not {self.config[name]!r}")
         self.folder, self.valid_pairs, self.dataset = Path(folder), valid_pairs, dataset
 
-        # Two forwards before a backward (real and generated images) fail if buffers are broadcast in between.
-        ddp = accelerate.DistributedDataParallelKwargs(broadcast_buffers=False)
         # Accelerate allows one mixed precision per process, and a notebook may hold two solvers: so the loop has its own.
-        self.accelerator = accelerate.Accelerator(mixed_precision="no", kwargs_handlers=[ddp])
+        self.accelerator = accelerate.Accelerator(mixed_precision="no")
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process  # the process that writes and shows
         if self.device.type == "cpu":
@@ -99,11 +105,12 @@ class Solver:
         self.networks, self.optimizers = {}, {}
         for name, network in networks.items():
             network = network.to(self.device, memory_format=torch.channels_last).train()
+            self.optimizers[name] = torch.optim.Adam(network.parameters(), fused=self.device.type != "mps")
             if self.accelerator.num_processes > 1:
-                network = share_batch_norm(network, self.device)
-            self.networks[name] = self.accelerator.prepare(network)
-            fused = self.device.type != "mps"
-            self.optimizers[name] = torch.optim.Adam(network.parameters(), lr=self.config["learning_rate"], fused=fused)
+                network = self.accelerator.prepare(share_batch_norm(network, self.device))
+                # Two forwards before a backward (real and generated images) fail if buffers are broadcast in between.
+                network.broadcast_buffers = False
+            self.networks[name] = network
         self.generator = self.bare("generator")
 
         self.loader = PatchLoader(
@@ -217,7 +224,10 @@ class Solver:
     def _batches(self, stop):
         """The batches that this epoch has left. If they cannot be loaded, saves what was trained, and says so."""
         try:
-            for batch in self.loader.epoch(self.epoch, self.batch):
+            batches = self.loader.epoch(self.epoch, self.batch)
+            with torch.random.fork_rng(devices=[]):  # a DataLoader draws a number when it starts; resuming, once more
+                first = list(itertools.islice(batches, 1))
+            for batch in itertools.chain(first, batches):
                 if self.config["num_workers"]:
                     ignore_ended_children()
                 yield batch
@@ -251,14 +261,10 @@ class Solver:
 
     def learning_rate(self, step):
         """Of the update after `step` batches of the schedule: a pure function, so that resuming cannot reset it."""
-        config, progress = self.config, min(step / (self.config["epochs"] * len(self.loader)), 1)
-        factor = {
-            "constant": lambda: 1.0,
-            "cosine": lambda: 0.5 * (1 + math.cos(math.pi * progress)),
-            "tenth": lambda: 1.0 if progress < 0.5 else 0.1,
-        }[config["schedule"]]()
+        config = self.config
+        done = min(step / (config["epochs"] * len(self.loader)), 1)
         warmup = min(1.0, (step + 1) / (config["warmup_steps"] + 1))
-        return config["learning_rate"] * self.learning_rate_scale * warmup * factor
+        return config["learning_rate"] * self.learning_rate_scale * warmup * SCHEDULES[config["schedule"]](done)
 
     @torch.no_grad()
     def _average(self):

@@ -44,10 +44,10 @@ def write_state(folder, step, tensors, facts, keep_last=2, keep_as=""):
     with atomic_path(path) as part:
         part.write_bytes(data)
 
-    others = [(_step(old), old) for old in state_files(folder) if old != path]
-    superseded = [old for old_step, old in others if old_step == step]
-    passing = [old for old_step, old in others if old_step < step and not NAME.fullmatch(old.name)[2]]
-    for old in superseded + passing[::-1][keep_last - 1 :]:
+    others = [old for old in state_files(folder) if old != path]
+    superseded = [old for old in others if _step(old) == step]
+    older = [old for old in others[::-1] if _step(old) < step][keep_last - 1 :]
+    for old in superseded + [old for old in older if not NAME.fullmatch(old.name)[2]]:
         old.unlink(missing_ok=True)
     for old in folder.glob(".tmp-*"):  # of a process that was killed while it wrote
         old.unlink(missing_ok=True)
