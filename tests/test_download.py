@@ -201,9 +201,11 @@ def test_two_versions_of_a_file_are_never_joined(server):
     with pytest.raises(OSError):
         get(mini(url, known=False))
     server.faults.clear()
+    server.requests.clear()
     serve(server)
     get(mini(url, known=False))
     assert_whole()
+    assert server.requests[:2] == [("/a/hr.zip", "bytes=9000-"), ("/a/lr.zip", None)]  # the whole new file came
 
 
 @pytest.mark.parametrize("rubbish", [b"x" * 9000, b"x" * 200000, HR_ZIP[:-1] + b"x", HR_ZIP, b""])
