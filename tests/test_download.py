@@ -442,6 +442,23 @@ def test_command_line(server, monkeypatch, capsys):
 # Killed
 
 
+def test_stopped_while_tidying_up(server):
+    get(mini(serve(server)))
+    Path("data/.downloads/mini.json").rename("data/.downloads/mini.ready")
+    Path("data/.downloads/hr.zip").write_bytes(HR_ZIP)
+    server.requests.clear()
+    get(mini(server.url + "/a"))
+    assert_whole()
+    assert not server.requests
+
+
+def test_folders_appear_at_once(server, monkeypatch):
+    renamed, rename = [], os.rename
+    monkeypatch.setattr(os, "rename", lambda source, target: renamed.append(Path(target)) or rename(source, target))
+    get(mini(serve(server)))
+    assert renamed == [Path("data/mini_HR"), Path("data/mini_LR_bicubic")]
+
+
 def check_kills(server, kills, seed):
     sets = mini(serve(server))
     server.faults |= {"/a/hr.zip": {"drop": 15000}, "/a/lr.zip": {"drop": 3000}}
