@@ -9,6 +9,7 @@ import io
 import os
 import random
 import secrets
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedIma
 # What Pillow may decode. Its other plug-ins are left out: some start programs (EPS runs Ghostscript).
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "TGA")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2")
+ORIENTATION = 0x0112  # the EXIF tag
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -119,10 +121,10 @@ def open_image(path):
             # MPO is a camera's JPEG with previews behind the photograph, which comes first.
             if frames > 1 and image.format != "MPO":
                 raise ValueError(f"{frames} frames or pages, which is not supported; save the one you want as PNG")
+            if image.mode[0] != "I" and ";16" in str(image.tile):
+                warnings.warn(f"{path}: 16 bits a channel are read as 8, Pillow holds no more in colour", stacklevel=2)
             image.load()
-            if image.mode == "CMYK":
-                image = _cmyk_to_rgb(image)
-            return _turn_upright(image)
+            return prepare_image(image)
     except UnidentifiedImageError as error:
         raise OSError(f"{path}: not an image, or of a kind that is not read; save it as PNG or JPEG") from error
     except Image.DecompressionBombError as error:
@@ -137,25 +139,30 @@ def open_image(path):
         raise OSError(f"{path}: damaged or incomplete ({error}); copy or download it again") from error
 
 
+def prepare_image(image):
+    """A PIL image turned upright by its EXIF orientation, CMYK converted to sRGB; the image itself if nothing is to do."""
+    try:
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+    except Exception:  # an unreadable EXIF block tells no orientation; viewers show the pixels as they are
+        pass
+    return _cmyk_to_rgb(image) if image.mode == "CMYK" else image
+
+
 def _cmyk_to_rgb(image):
-    """A CMYK PIL image as sRGB: by its ICC profile where it has a usable one, else by Pillow's plain formula."""
+    """By the image's ICC profile where it has a usable one, else by Pillow's plain formula."""
     profile = image.info.get("icc_profile")
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            rgb = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            rgb.info = image.info | rgb.info  # keeps the resolution; the profile is now sRGB's
+            return rgb
         except (ImageCms.PyCMSError, OSError):
             pass  # a damaged profile, or one that is not for CMYK
     rgb = image.convert("RGB")
     rgb.info.pop("icc_profile", None)  # it described CMYK
     return rgb
-
-
-def _turn_upright(image):
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # an unreadable EXIF block tells no orientation; viewers show the pixels as they are
-        return image
 
 
 def read_image(path):

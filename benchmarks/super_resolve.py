@@ -1,0 +1,111 @@
+"""Memory for a 24-megapixel photograph, and what working in pieces costs in time.
+
+    python benchmarks/super_resolve.py [checkpoints/.../srresnet.safetensors]
+
+Memory is the peak of a fresh process, less what it takes once the modules, the weights and a first small image are behind
+it. The network of the paper's size would need many minutes for all of a 24-megapixel image: of it the first row of pieces
+is taken, where the peak is reached, from an image cut off below; the rows of a slim network go to the end.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage import data
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from models import SRResNet, load_generator  # noqa: E402
+from super_resolve import _tile_size, super_resolve  # noqa: E402
+from utils import to_array, to_tensor  # noqa: E402
+
+WIDTH, HEIGHT = 6000, 4000  # LR pixels: 24 megapixels, 384 enlarged
+MEMORY = """
+import sys, threading, time
+import psutil, torch
+from models import SRResNet
+from super_resolve import super_resolve, super_resolve_file
+import numpy as np
+
+source, target, blocks, channels, tile = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+torch.manual_seed(0)
+generator = SRResNet(blocks, channels, init="interpolator").to(memory_format=torch.channels_last).eval()
+super_resolve(generator, np.zeros((64, 64, 3), np.uint8), progress=False)
+process = psutil.Process()
+before = peak = process.memory_info().rss
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, process.memory_info().rss)
+        time.sleep(0.005)
+
+threading.Thread(target=watch, daemon=True).start()
+start = time.perf_counter()
+super_resolve_file(generator, source, target, tile=tile)
+print(before / 1e6, (peak - before) / 1e6, time.perf_counter() - start)
+"""
+
+
+def memory(source, folder, num_blocks, num_channels, tile):
+    """(framework, beyond it) in MB, and seconds, of a process that enlarges the file `source`."""
+    command = [sys.executable, "-c", MEMORY, source, folder / "out.png", num_blocks, num_channels, tile]
+    run = subprocess.run([str(part) for part in command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return [float(value) for value in run.stdout.split()]
+
+
+def photograph(height, width):
+    tile = data.astronaut()
+    return np.tile(tile, (-(-height // 512), -(-width // 512), 1))[:height, :width].copy()
+
+
+def seconds(function):
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def whole(generator, image):
+    with torch.inference_mode():
+        return to_array(generator(to_tensor(image)))
+
+
+def main():
+    paper = load_generator(sys.argv[1]) if len(sys.argv) > 1 else SRResNet(init="interpolator").eval()
+    paper.to(memory_format=torch.channels_last)
+    tile = _tile_size(paper, "auto", None)
+    print(f"pieces of {tile} x {tile} LR pixels for the paper's network, {torch.get_num_threads()} threads")
+
+    print("\nMemory for a 24-megapixel file (384 megapixels enlarged) in MB: framework, beyond it, seconds")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        for name, blocks, channels, height in [
+            ("slim (1 block, 4 channels), all of it", 1, 4, HEIGHT),
+            (f"paper (16 blocks, 64 channels), {WIDTH} x {tile}", 16, 64, tile),
+        ]:
+            Image.fromarray(photograph(height, WIDTH)).save(folder / "in.png", compress_level=1)
+            framework, beyond, duration = memory(folder / "in.png", folder, blocks, channels, tile)
+            rest = (HEIGHT - height) * WIDTH * 3 / 1e6  # the decoded source, the part that was cut off
+            print(f"{name:>48}: {framework:6.0f} {beyond + rest:6.0f} {duration:6.0f} s")
+
+    # Large enough for four pieces, small enough for the whole at once (about 10 GB).
+    image = photograph(tile + 200, tile + 200)
+    slim = SRResNet(16, 16, init="interpolator").to(memory_format=torch.channels_last).eval()
+    for name, generator in (("16 blocks, 16 channels", slim), ("paper", paper)):
+        for _ in range(2 if generator is slim else 1):
+            at_once, expected = seconds(lambda g=generator: whole(g, image))
+            in_pieces, result = seconds(lambda g=generator: super_resolve(g, image, tile=tile, progress=False))
+            print(
+                f"{name}: {image.shape[1]} x {image.shape[0]} at once {at_once:.1f} s, in pieces {in_pieces:.1f} s "
+                f"({100 * (in_pieces / at_once - 1):+.0f} %), equal: {np.array_equal(expected, result)}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,583 @@
+"""Pieces against the whole image, value for value; every kind of image file, sound and damaged; the command line."""
+
+import io
+import os
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+from skimage import data
+
+import super_resolve as module
+from imresize import imresize
+from models import SRResNet, save_generator
+from super_resolve import super_resolve, super_resolve_file
+from utils import read_image, to_array, to_tensor
+
+
+def make_generator(num_blocks, num_channels):
+    """A generator as training leaves it: enlarges, and every layer and statistic takes part."""
+    random = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    generator = SRResNet(num_blocks, num_channels, init="interpolator")
+    with torch.no_grad():
+        for layer in generator.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.running_mean.normal_(0, 0.05, generator=random)
+                layer.running_var.uniform_(0.5, 1.5, generator=random)
+                layer.weight.uniform_(0.1, 0.5, generator=random)
+                layer.bias.normal_(0, 0.05, generator=random)
+        generator.tail.weight += 0.03 * torch.randn(generator.tail.weight.shape, generator=random)
+    return generator.to(memory_format=torch.channels_last).eval()  # as load_generator gives it
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return make_generator(2, 16)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return make_generator(1, 4)
+
+
+@torch.inference_mode()
+def whole(generator, image):
+    return to_array(generator(to_tensor(image)))
+
+
+def photo(height, width):
+    return np.ascontiguousarray(data.astronaut()[:height, 100 : 100 + width])
+
+
+# -- pieces and whole -------------------------------------------------------------------------------------------------
+
+SIZES = [(1, 1), (1, 500), (500, 1), (37, 53), (64, 64), (5, 333), (3, 3), (90, 120), (97, 131), (150, 149)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pieces_equal_the_whole_image(generator, size):
+    image = photo(*size)
+    expected = whole(generator, image)
+    for tile in ("auto", 100, 37, 16)[: 4 if max(size) < 80 else 3]:
+        result = super_resolve(generator, image, tile=tile, progress=False)
+        assert result.dtype == np.uint8
+        assert np.array_equal(result, expected), tile
+
+
+def test_pieces_equal_the_whole_image_with_the_papers_depth():
+    generator = make_generator(16, 16)  # looks 40 pixels far, as the paper's does
+    image = photo(50, 130)
+    assert np.array_equal(super_resolve(generator, image, tile=33, progress=False), whole(generator, image))
+
+
+def test_how_far_the_network_looks_is_what_a_change_shows():
+    generator = make_generator(2, 4).double()
+    lr = torch.rand(1, 3, 41, 41, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    centre = generator(lr)[..., 4 * 20 : 4 * 21, 4 * 20 : 4 * 21].sum()
+    touched = torch.autograd.grad(centre, lr)[0].abs().sum(dim=1)[0].nonzero()
+    reach = abs(touched - 20).max().item()
+    claimed = module._radius(
+        generator.head, generator.blocks, generator.after_blocks, generator.upsample, generator.tail
+    )
+    assert reach <= claimed <= reach + 1
+    paper = SRResNet(16, 4)
+    assert module._radius(paper.head, paper.blocks, paper.after_blocks, paper.upsample, paper.tail) == 40
+
+
+def test_ensemble_is_the_mean_of_eight_views(tiny):
+    image = photo(30, 41)
+    total = 0
+    with torch.inference_mode():
+        for rotations in range(4):
+            for flip in (False, True):
+                view = np.rot90(image, rotations)
+                view = view[:, ::-1] if flip else view
+                sr = tiny(to_tensor(np.ascontiguousarray(view)))[0].permute(1, 2, 0).numpy()
+                sr = sr[:, ::-1] if flip else sr
+                total = total + np.rot90(sr, -rotations).astype(np.float64)
+    for tile in (16, "auto"):
+        result = super_resolve(tiny, image, tile=tile, ensemble=True, progress=False)
+        # Eight sums in float32: where the mean is a half to 6 digits, the rounding may go either way.
+        assert np.abs(result - (total / 8).clip(0, 1) * 255).max() <= 0.5 + 1e-3
+    assert not np.array_equal(result, whole(tiny, image))
+
+
+def test_memory_that_runs_out_halves_the_pieces(tiny, monkeypatch):
+    image = photo(100, 120)
+    limit, seen = 60 * 60, []
+    features = module._features
+
+    def scarce(generator, lr):
+        seen.append(lr.shape[2] * lr.shape[3])
+        if seen[-1] > limit:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return features(generator, lr)
+
+    monkeypatch.setattr(module, "_features", scarce)
+    assert np.array_equal(super_resolve(tiny, image, tile=120, progress=False), whole(tiny, image))
+    assert seen[0] > limit and sum(area > limit for area in seen) <= 3  # the smaller size is kept for what follows
+    limit = 10
+    with pytest.raises(MemoryError, match="close other programs"):
+        super_resolve(tiny, image, progress=False)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny, monkeypatch):
+    def broken(generator, lr):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(module, "_features", broken)
+    with pytest.raises(RuntimeError, match="mat1"):
+        super_resolve(tiny, photo(5, 5), progress=False)
+
+
+def test_the_generator_is_left_as_it_was(tiny):
+    generator = make_generator(1, 4).train()
+    image = photo(20, 20)
+    assert np.array_equal(super_resolve(generator, image, progress=False), whole(tiny, image))
+    assert generator.training
+    assert all(
+        torch.equal(a, b) for a, b in zip(generator.state_dict().values(), tiny.state_dict().values(), strict=True)
+    )
+
+
+def test_weights_that_are_not_finite_are_named():
+    generator = make_generator(1, 4)
+    generator.tail.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        super_resolve(generator, photo(8, 8), progress=False)
+
+
+# -- arrays and PIL images of every kind ------------------------------------------------------------------------------
+
+
+def test_arrays_keep_their_channels(tiny):
+    rgb = photo(20, 30)
+    gray, alpha = rgb[..., 0], rgb[..., 1]
+    enlarged = super_resolve(tiny, gray, progress=False)
+    three = whole(tiny, np.dstack([gray] * 3))
+    assert enlarged.shape == (80, 120)
+    assert np.abs(enlarged - three.mean(axis=2)).max() <= 1
+    assert super_resolve(tiny, gray[..., None], progress=False).shape == (80, 120, 1)
+    gray_alpha = super_resolve(tiny, np.dstack([gray, alpha]), tile=16, progress=False)
+    assert np.array_equal(gray_alpha[..., 0], enlarged)
+    assert np.array_equal(gray_alpha[..., 1], imresize(alpha, 4))
+    rgba = super_resolve(tiny, np.dstack([rgb, alpha]), tile=16, progress=False)
+    assert np.array_equal(rgba[..., :3], whole(tiny, rgb))
+    assert np.array_equal(rgba[..., 3], imresize(alpha, 4))
+
+
+def test_sixteen_bits_stay_sixteen_bits(tiny):
+    rgb = photo(20, 30)
+    fine = rgb.astype(np.uint16) * 257
+    result = super_resolve(tiny, fine, progress=False)
+    with torch.inference_mode():
+        expected = tiny(to_tensor(rgb))[0].permute(1, 2, 0).clamp(0, 1).numpy() * 65535
+    assert result.dtype == np.uint16 and len(np.unique(result)) > 256
+    assert np.abs(result - expected).max() < 1
+    assert super_resolve(tiny, fine[..., 0], progress=False).dtype == np.uint16
+
+
+def test_bicubic_is_matlabs(tiny):
+    image = np.dstack([photo(50, 60), photo(50, 60)[..., 0]])
+    assert np.array_equal(super_resolve(None, image, tile=17, progress=False), imresize(image, 4))
+
+
+@pytest.mark.parametrize(
+    ("image", "error"),
+    [
+        (np.zeros((4, 4, 3)), TypeError),
+        (np.zeros((4, 4, 3), bool), TypeError),
+        ([[1, 2]], TypeError),
+        (None, TypeError),
+        (np.zeros((0, 4, 3), np.uint8), ValueError),
+        (np.zeros((4, 4, 5), np.uint8), ValueError),
+        (np.zeros((1, 3, 4, 4), np.uint8), ValueError),
+        (Image.new("F", (3, 3)), ValueError),
+        (Image.new("RGB", (0, 3)), ValueError),
+    ],
+)
+def test_what_cannot_be_enlarged_is_refused(tiny, image, error):
+    with pytest.raises(error, match=r"accepted|save"):
+        super_resolve(tiny, image, progress=False)
+
+
+@pytest.mark.parametrize("tile", [0, -1, 2.5, "small", True])
+def test_tile_is_checked(tiny, tile):
+    with pytest.raises(ValueError, match="tile"):
+        super_resolve(tiny, photo(4, 4), tile=tile, progress=False)
+
+
+def palette_image(transparent=False):
+    image = Image.fromarray(photo(9, 12)).quantize(5)
+    if transparent:
+        image.info["transparency"] = 2
+    return image
+
+
+PIL_MODES = {
+    "1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB", "RGBA": "RGBA", "RGBa": "RGBA",
+    "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "I;16": "I;16", "I": "I;16",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", PIL_MODES)
+def test_every_mode_of_pil(tiny, mode):
+    rgb = Image.fromarray(photo(9, 12))
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(photo(9, 12)[..., 0].astype(np.uint16) * 200).convert(mode)
+    elif mode in ("La", "RGBa", "PA"):
+        image = rgb.convert("RGBA").convert({"La": "LA", "RGBa": "RGBa", "PA": "PA"}[mode])
+        image = image.convert(mode)
+    else:
+        image = rgb.convert(mode)
+    result = super_resolve(tiny, image, progress=False)
+    assert result.mode == PIL_MODES[mode] and result.size == (48, 36)
+    if result.mode.startswith("RGB"):
+        colours = np.array(image.convert("RGBA").convert("RGB") if mode == "RGBa" else image.convert("RGB"))
+        assert np.array_equal(np.array(result)[..., :3], whole(tiny, colours))
+
+
+def test_transparency_of_a_palette_and_of_a_colour_is_kept(tiny):
+    image = palette_image(transparent=True)
+    result = super_resolve(tiny, image, progress=False)
+    assert result.mode == "RGBA"
+    alpha = np.where(np.array(image) == 2, 0, 255).astype(np.uint8)
+    assert 0 < (alpha == 0).mean() < 1
+    assert np.array_equal(np.array(result)[..., 3], imresize(alpha, 4))
+    gray = Image.fromarray(photo(9, 12)[..., 0])
+    gray.info["transparency"] = int(np.array(gray)[0, 0])
+    assert super_resolve(tiny, gray, progress=False).mode == "LA"
+
+
+def test_profile_and_resolution_are_carried_over(tiny, tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(photo(8, 9)).save(tmp_path / "in.jpg", icc_profile=profile, dpi=(72, 144))
+    for result in (
+        super_resolve(tiny, tmp_path / "in.jpg", progress=False),
+        super_resolve_file(tiny, tmp_path / "in.jpg", tmp_path / "out.png", progress=False)
+        or Image.open(tmp_path / "out.png"),
+    ):
+        assert result.info["icc_profile"] == profile
+        assert result.info["dpi"] == pytest.approx((288, 576), abs=0.05)
+
+
+@pytest.mark.parametrize("dpi", [(0, 0), (float("nan"), 1), "fine", (72,), (1e300, 1), None])
+def test_a_nonsensical_resolution_is_left_out(tiny, dpi):
+    image = Image.fromarray(photo(4, 4))
+    image.info["dpi"] = dpi
+    assert "dpi" not in super_resolve(tiny, image, progress=False).info
+
+
+def test_a_turned_photograph_comes_out_upright(tiny):
+    image = Image.fromarray(photo(10, 16))
+    image.getexif()[0x0112] = 6
+    upright = np.ascontiguousarray(np.rot90(photo(10, 16), -1))
+    assert np.array_equal(np.array(super_resolve(tiny, image, progress=False)), whole(tiny, upright))
+
+
+# -- files: sound, odd, damaged ---------------------------------------------------------------------------------------
+
+
+def encode(image, format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_png_writer_against_pillow_and_opencv(tmp_path, channels, dtype):
+    array = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (150, 7, channels)).astype(dtype)
+    strips = [array[:70], array[70:71], array[71:]]
+    module._write_png(tmp_path / "a.png", strips, (150, 7), channels, dtype, {})
+    if dtype == np.uint8:
+        with Image.open(tmp_path / "a.png") as image:
+            assert np.array_equal(np.array(image).reshape(array.shape), array)
+    elif channels != 2:
+        cv2 = pytest.importorskip("cv2")
+        read = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED).reshape(array.shape)
+        order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
+        assert np.array_equal(read[..., order], array)
+    else:
+        with Image.open(tmp_path / "a.png") as image:  # Pillow keeps the upper 8 of the 16 bits
+            assert np.array_equal(np.array(image.convert("RGBA"))[..., [0, 3]], array >> 8)
+
+
+def sound_files():
+    """(name, bytes, PIL image that the file should be read as)."""
+    rgb = Image.fromarray(photo(9, 12))
+    gray, rgba, one = rgb.convert("L"), rgb.convert("RGBA"), rgb.convert("1")
+    rgba.putalpha(Image.fromarray(photo(9, 12)[..., 2]))
+    deep = Image.fromarray(np.arange(108, dtype=np.uint16).reshape(9, 12) * 600)
+    for format in ("PNG", "TIFF", "BMP", "PPM", "TGA", "WEBP", "JPEG", "JPEG2000", "AVIF", "GIF"):
+        lossless = {"WEBP": {"lossless": True, "exact": True}}.get(format, {})
+        images = {"L": gray, "RGB": rgb, "RGBA": rgba, "1": one, "P": palette_image(), "LA": rgba.convert("LA"),
+                  "I;16": deep, "CMYK": rgb.convert("CMYK"), "YCbCr": rgb.convert("YCbCr")}  # fmt: skip
+        for mode, image in images.items():
+            if format == "AVIF" and mode != "RGBA":
+                continue  # slow to write
+            try:
+                content = encode(image, format, **lossless)
+                with Image.open(io.BytesIO(content)) as read:
+                    read.load()
+            except (OSError, ValueError, KeyError):
+                continue  # the format does not hold this mode
+            yield f"{format}-{mode.replace(';', '')}.{format.lower()}", content, read
+    for height, width in [(1, 1), (1, 17), (17, 1), (2, 3), (3, 2), (4, 4), (31, 2)]:
+        image = Image.fromarray(photo(height, width))
+        yield f"size-{height}x{width}.png", encode(image, "PNG"), image
+    yield "palette-transparent.png", encode(palette_image(True), "PNG", transparency=2), palette_image(True)
+    yield "png inside.jpg", encode(rgb, "PNG"), rgb
+    yield "照片.tif", encode(rgb, "TIFF", compression="tiff_lzw"), rgb
+    yield "interlaced-looking.PNG", encode(rgb, "PNG", optimize=True), rgb
+    yield "broken-profile.png", encode(rgb, "PNG", icc_profile=b"nonsense"), rgb
+    yield "broken-exif.png", encode(rgb, "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), rgb
+
+
+def test_sound_files_are_enlarged_as_what_they_show(tiny, tmp_path, recwarn):
+    count = 0
+    for name, content, image in sound_files():
+        count += 1
+        (tmp_path / name).write_bytes(content)
+        super_resolve_file(tiny, tmp_path / name, tmp_path / "out.png", progress=False)
+        expected = super_resolve(tiny, image, progress=False)
+        with Image.open(tmp_path / "out.png") as result:
+            assert result.size == (4 * image.width, 4 * image.height), name
+            assert result.mode == expected.mode, name
+            assert np.array_equal(np.array(result), np.array(expected)), name
+            if image.mode == "RGB":
+                assert np.array_equal(np.array(result), whole(tiny, np.array(image))), name
+    assert count > 50
+
+
+def damaged_files():
+    """(name, bytes, the image of the sound file or None): the file may be refused, or read as the sound one."""
+    rgb, gray = Image.fromarray(photo(9, 12)), Image.fromarray(photo(9, 12)[..., 0])
+    for format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "TGA", "PPM", "JPEG2000", "AVIF"):
+        sound = encode(gray if format == "GIF" else rgb, format)
+        with Image.open(io.BytesIO(sound)) as image:
+            image.load()
+        for length in range(10, len(sound), 10):
+            yield f"{format}-{length}-bytes.{format.lower()}", sound[:length], image
+        for seed in range(8):
+            content = bytearray(sound)
+            for place in random.Random(seed).sample(range(len(content)), 3):
+                content[place] ^= 0xFF
+            yield f"{format}-damaged-{seed}.{format.lower()}", bytes(content), None
+
+
+def huge_files():
+    png = encode(Image.fromarray(photo(9, 12)), "PNG")
+    import struct
+    import zlib
+
+    for width, height in [(60000, 60000), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (1, 2**31 - 1), (0, 5)]:
+        header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        yield f"{width}x{height}.png", png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+    bmp = bytearray(encode(Image.fromarray(photo(9, 12)), "BMP"))
+    bmp[18:26] = struct.pack("<ii", 50000, 50000)
+    yield "huge.bmp", bytes(bmp)
+    jpeg = bytearray(encode(Image.fromarray(photo(9, 12)), "JPEG"))
+    place = jpeg.index(b"\xff\xc0") + 5
+    jpeg[place : place + 4] = struct.pack(">HH", 65500, 65500)
+    yield "huge.jpg", bytes(jpeg)
+    yield "huge.ppm", b"P6 99999999 99999999 255\n" + bytes(100)
+    yield "short.ppm", b"P6 5000 5000 255\n" + bytes(100)
+    yield "text.png", b"not an image"
+    yield "zeros.jpg", bytes(1000)
+    yield "empty.png", b""
+    frames = [Image.fromarray(photo(9, 12)), Image.fromarray(photo(9, 12)[::-1])]
+    for format in ("GIF", "PNG", "WEBP", "TIFF"):
+        yield f"animated.{format.lower()}", encode(frames[0], format, save_all=True, append_images=frames[1:])
+    yield "float.tif", encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
+    yield "postscript.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_are_refused_or_read_right_and_leave_nothing(tiny, tmp_path):
+    refused = read = 0
+    source, target = tmp_path / "in", tmp_path / "out" / "result.png"
+    for name, content, sound in [*damaged_files(), *((name, content, None) for name, content in huge_files())]:
+        path = source / name
+        source.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        try:
+            super_resolve_file(tiny, path, target, progress=False)
+        except (OSError, ValueError) as error:
+            assert str(error).startswith(f"{path}: "), error
+            assert not target.exists(), name
+            refused += 1
+        else:
+            with Image.open(target) as result:
+                result.load()
+                if sound is not None:
+                    expected = super_resolve(tiny, sound, progress=False)
+                    assert np.array_equal(np.array(result), np.array(expected)), name
+            target.unlink()
+            read += 1
+        assert not target.parent.exists() or not any(target.parent.iterdir()), name
+    assert refused + read > 200 and refused > 150
+    print(f"{refused} refused, {read} read")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "content"), list(huge_files()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_impossible_files_are_refused(tiny, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises((OSError, ValueError), match=r"; |not supported"):
+        super_resolve_file(tiny, tmp_path / name, tmp_path / "out.png", progress=False)
+
+
+def test_sixteen_bits_a_colour_are_said_to_be_lost(tiny, tmp_path):
+    module._write_png(tmp_path / "in.png", [np.full((4, 4, 3), 30000, np.uint16)], (4, 4), 3, np.uint16, {})
+    with pytest.warns(UserWarning, match="16 bits a channel are read as 8"):
+        super_resolve_file(tiny, tmp_path / "in.png", tmp_path / "out.png", progress=False)
+
+
+def test_a_result_is_whole_or_absent(tiny, tmp_path, monkeypatch):
+    Image.fromarray(photo(60, 9)).save(tmp_path / "in.png")
+    (tmp_path / "out.png").write_bytes(b"the old result")
+    enlarge, calls = module._enlarge, []
+
+    def stopped(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return enlarge(*arguments)
+
+    monkeypatch.setattr(module, "_enlarge", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        super_resolve_file(tiny, tmp_path / "in.png", tmp_path / "out.png", tile=16, progress=False)
+    assert (tmp_path / "out.png").read_bytes() == b"the old result"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
+
+
+def test_a_file_takes_a_strip_at_a_time(tiny, tmp_path, monkeypatch):
+    Image.fromarray(photo(100, 40)).save(tmp_path / "in.png")
+    heights = []
+    write = module._write_png
+
+    def watch(path, strips, *arguments):
+        write(path, (heights.append(len(strip)) or strip for strip in strips), *arguments)
+
+    monkeypatch.setattr(module, "_write_png", watch)
+    super_resolve_file(tiny, tmp_path / "in.png", tmp_path / "out.png", tile=25, progress=False)
+    assert heights == [100] * 4
+    assert np.array_equal(read_image(tmp_path / "out.png"), whole(tiny, photo(100, 40)))
+
+
+# -- command line -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, tiny, monkeypatch):
+    """A current folder with weights in checkpoints/, two photographs, a damaged one, and a file that is none."""
+    monkeypatch.chdir(tmp_path)
+    save_generator("checkpoints/some preset/srgan.safetensors", tiny)
+    os.makedirs("照片 1/empty")
+    Image.fromarray(photo(20, 30)).save("照片 1/a.jpg")
+    Image.fromarray(photo(30, 20)).save("照片 1/b.png")
+    with open("照片 1/c.png", "wb") as file:
+        file.write(encode(Image.fromarray(photo(30, 20)), "PNG")[:200])
+    with open("照片 1/notes.txt", "w") as file:
+        file.write("no image")
+    return tmp_path
+
+
+def test_the_command_line_goes_on_and_sums_up(folder, tiny, capsys):
+    assert module.main(["照片 1", "-o", "out", "--device", "cpu"]) == 1
+    printed = capsys.readouterr()
+    assert "2 enlarged, 0 skipped, 1 failed" in printed.out and "c.png" in printed.err
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "b.png"]
+    assert np.array_equal(read_image("out/b.png"), whole(tiny, photo(30, 20)))
+
+    (folder / "out" / "a.png").unlink()
+    (folder / "out" / "b.png").write_bytes(b"mine")
+    assert module.main(["照片 1/a.jpg", "照片 1/b.png", "-o", "out", "--compare"]) == 0
+    assert "1 enlarged, 1 skipped, 0 failed" in capsys.readouterr().out
+    assert (folder / "out" / "b.png").read_bytes() == b"mine"
+    assert read_image("out/compare/b.png").shape[0] >= 120
+
+    assert module.main(["照片 1/b.png", "-o", "out", "--force"]) == 0
+    assert read_image("out/b.png").shape == (120, 80, 3)
+
+
+def test_originals_are_never_replaced(folder, capsys):
+    before = (folder / "照片 1" / "b.png").read_bytes()
+    assert module.main(["照片 1/b.png", "-o", "照片 1", "--force", "--method", "bicubic"]) == 1
+    assert (folder / "照片 1" / "b.png").read_bytes() == before
+    assert "would replace an original" in capsys.readouterr().err
+
+
+def test_two_inputs_never_share_a_result(folder, capsys):
+    Image.fromarray(photo(5, 5)).save("a.webp")
+    assert module.main(["照片 1/a.jpg", "a.webp", "-o", "out", "--method", "bicubic"]) == 1
+    assert "is that of" in capsys.readouterr().err
+    assert read_image("out/a.png").shape == (80, 120, 3)
+
+
+def test_what_is_missing_is_said(folder, capsys):
+    assert module.main(["照片 1/a.jpg", "--method", "srresnet"]) == 1
+    assert "srresnet.safetensors" in capsys.readouterr().err
+    assert module.main(["照片 1/a.jpg", "--weights", "照片 1/notes.txt"]) == 1
+    assert "notes.txt" in capsys.readouterr().err
+    assert module.main(["nowhere.png", "照片 1/empty"]) == 1
+    printed = capsys.readouterr().err
+    assert "nowhere.png: no such file" in printed and "empty: no images" in printed
+    for wrong in ([], ["--export", "a.onnx", "--method", "bicubic"]):
+        with pytest.raises(SystemExit):
+            module.main(wrong)
+
+
+def test_stopping_says_how_to_go_on(folder, monkeypatch, capsys):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_enlarge", stop)
+    assert module.main(["照片 1/a.jpg", "-o", "out"]) == 130
+    assert "goes on" in capsys.readouterr().err
+    assert not any((folder / "out").iterdir())
+
+
+def test_demo_reduces_enlarges_and_scores(folder, capsys):
+    Image.fromarray(photo(101, 130)).save("original.png")
+    assert module.main(["--demo", "original.png", "-o", "out"]) == 0
+    printed = capsys.readouterr().out
+    assert "bicubic" in printed and "srgan" in printed and printed.count("dB") == 2
+    assert read_image("out/demo/original.png").shape[0] > 100
+
+
+# -- ONNX -------------------------------------------------------------------------------------------------------------
+
+
+def test_onnx_agrees_with_pytorch(tmp_path, generator):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    path = tmp_path / "模型 一" / "generator 1.onnx"
+    module.export_onnx(generator, path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for n, height, width in [(1, 16, 24), (1, 37, 53), (2, 1, 40)]:
+        lr = torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(height))
+        with torch.inference_mode():
+            expected = generator(lr).numpy()
+        assert np.abs(session.run(["sr"], {"lr": lr.numpy()})[0] - expected).max() < 1e-5
+
+
+def test_the_command_line_exports(folder, capsys):
+    pytest.importorskip("onnx")
+    assert module.main(["--export", "out/generator.onnx"]) == 0
+    assert (folder / "out" / "generator.onnx").stat().st_size > 1000
+    assert module.main(["--export", "out/generator.onnx"]) == 1
+    assert "exists" in capsys.readouterr().err
+
+
+def test_a_missing_onnx_is_named(generator, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match="pip install onnx"):
+        module.export_onnx(generator, tmp_path / "a.onnx")
