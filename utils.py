@@ -119,24 +119,24 @@ def open_image(path):
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             frames = getattr(image, "n_frames", 1)
             # MPO is a camera's JPEG with previews behind the photograph, which comes first.
-            if frames > 1 and image.format != "MPO":
-                raise ValueError(f"{frames} frames or pages, which is not supported; save the one you want as PNG")
-            if image.mode[0] != "I" and ";16" in str(image.tile):
-                warnings.warn(f"{path}: 16 bits a channel are read as 8, Pillow holds no more in colour", stacklevel=2)
-            image.load()
-            return prepare_image(image)
+            if frames == 1 or image.format == "MPO":
+                if image.mode[0] != "I" and ";16" in str(image.tile):
+                    warnings.warn(
+                        f"{path}: 16 bits a channel are read as 8, Pillow holds no more in colour", stacklevel=2
+                    )
+                image.load()
+                return prepare_image(image)
     except UnidentifiedImageError as error:
         raise OSError(f"{path}: not an image, or of a kind that is not read; save it as PNG or JPEG") from error
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"{path}: {error}; if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS before reading it"
+            f"{path}: {error}; cut it into parts or, if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS before reading it"
         ) from error
     except MemoryError as error:
         raise OSError(f"{path}: not enough memory to decode it; cut it into parts or close other programs") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # a damaged file makes decoders raise nearly anything, SyntaxError and KeyError included
         raise OSError(f"{path}: damaged or incomplete ({error}); copy or download it again") from error
+    raise ValueError(f"{path}: {frames} frames or pages, which is not supported; save the one you want as PNG")
 
 
 def prepare_image(image):
