@@ -20,19 +20,19 @@ from pathlib import Path
 
 import accelerate
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from datasets import PairDataset, PatchDataset, PatchLoader
+from losses import bce, content_loss, default_content_weight, mse
 from metrics import evaluate, mean
-from models import Discriminator, SRResNet, VGGFeatures, save_generator
+from models import Discriminator, SRResNet, save_generator
 from processes import deferred_signals, ignore_ended_children, on_first_process, share_batch_norm
-from states import random_states, read_newest, read_state, set_random_states, state_files, write_state
-from utils import atomic_path, keep_freed_memory, seed_everything, to_array, to_tensor
+from states import Log, random_states, read_newest, read_state, set_random_states, state_files, write_state
+from utils import keep_freed_memory, seed_everything, to_array, to_tensor
 
 # Settings that change how a run is kept or shown, not what it computes: they may differ when it goes on.
 BOOKKEEPING = {"num_workers", "log_every", "checkpoint_minutes", "keep_last", "keep_every", "tensorboard"}
-PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = {  # factor of the learning rate where a part (0 to 1) of the training is done
     "constant": lambda done: 1.0,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),  # to zero
@@ -113,19 +113,15 @@ class Solver:
             self.networks[name] = network
         self.generator = self.bare("generator")
 
-        self.loader = PatchLoader(
-            dataset,
-            self.config["batch_size"],
-            device=self.device,
-            num_workers=self.config["num_workers"],
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-        )
+        mine = dict(rank=self.accelerator.process_index, world_size=self.accelerator.num_processes)
+        workers = self.config["num_workers"]
+        self.loader = PatchLoader(dataset, self.config["batch_size"], device=self.device, num_workers=workers, **mine)
         self.epoch = self.batch = self.step = 0
         self.seconds = 0.0
         self.learning_rate_scale = 1.0  # halved by `retry`
         self.history = {"train": [], "valid": []}
-        self.last_state = self._tensorboard = None
+        self.log = Log(self.folder, self.config["tensorboard"])
+        self.last_state = None
         self._sums = {}  # of each loss since the last row, on the device: reading them there would make it wait
         self._first_bad_step = torch.tensor(-1, device=self.device)
 
@@ -142,11 +138,10 @@ class Solver:
         """One optimizer step of network `name` down the gradient of `loss`."""
         self.optimizers[name].zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, enabled=False):  # each backward runs as its forward did
-            self.scaler.scale(
-                loss
-            ).backward()  # the scaler keeps fp16's small gradients from vanishing; else it is idle
+            self.scaler.scale(loss).backward()  # keeps fp16's small gradients from vanishing; without fp16 it is idle
         self.scaler.step(self.optimizers[name])
         self.scaler.update()
+        torch.clear_autocast_cache()  # it holds the weights from before
 
     def bare(self, name):
         """Network `name` without the wrapper of several processes."""
@@ -186,17 +181,9 @@ class Solver:
 
     def _train_epoch(self, stop, num_epochs, callback):
         saved = shown = clock = time.monotonic()
-        bar = tqdm(
-            self._batches(stop),
-            desc=f"epoch {self.epoch + 1}/{num_epochs}",
-            initial=self.batch,
-            total=len(self.loader),
-            unit="step",
-            mininterval=2,
-            file=sys.stdout,
-            disable=not self.is_main,
-        )
-        with bar:
+        title, total, quiet = f"epoch {self.epoch + 1}/{num_epochs}", len(self.loader), not self.is_main
+        look = dict(unit="step", mininterval=2, file=sys.stdout, disable=quiet)
+        with tqdm(self._batches(stop), title, total, initial=self.batch, **look) as bar:
             for lr, hr in bar:
                 self._step(lr, hr)
                 self.batch += 1
@@ -213,11 +200,10 @@ class Solver:
                     self.save()
                     saved = now
                 if stop_now:
-                    if self.is_main:
-                        bar.close()
-                        print(
-                            f"Stopped and saved in epoch {self.epoch + 1} after batch {self.batch}: run again to go on."
-                        )
+                    bar.close()
+                    self._say(
+                        f"Stopped and saved in epoch {self.epoch + 1} after batch {self.batch}: run again to go on."
+                    )
                     raise stop.exception or KeyboardInterrupt
         self.epoch, self.batch = self.epoch + 1, 0
 
@@ -279,11 +265,7 @@ class Solver:
         self._check_finite()
         sums = self.accelerator.reduce(self._sums, reduction="mean")
         previous = self.history["train"][-1]["step"] if self.history["train"] else 0
-        row = {
-            "step": self.step,
-            "epoch": self.epoch + self.batch / len(self.loader),
-            "seconds": round(self.seconds, 3),
-        }
+        row = dict(step=self.step, epoch=self.epoch + self.batch / len(self.loader), seconds=round(self.seconds, 3))
         row["learning_rate"] = self.optimizers["generator"].param_groups[0]["lr"]
         row.update({name: float(value) / (self.step - previous) for name, value in sums.items()})
         row.update(self.derived(row))
@@ -297,7 +279,7 @@ class Solver:
         scores = mean(evaluate(self.upscale, self.valid_pairs, progress=False))
         self._append("valid", {"step": self.step, "epoch": self.epoch, "psnr": scores["psnr"], "ssim": scores["ssim"]})
         psnr, ssim = f"PSNR {scores['psnr']:.3f} dB", f"SSIM {scores['ssim']:.4f}"
-        print(f"after epoch {self.epoch}: {psnr}, {ssim} on the validation images (Y)")
+        self._say(f"after epoch {self.epoch}: {psnr}, {ssim} on the validation images (Y)")
 
     def upscale(self, lr):
         """The averaged generator on one whole image: uint8 (h, w, 3) -> uint8 (4h, 4w, 3)."""
@@ -319,6 +301,10 @@ class Solver:
             self._load(*before)
         return (times[-1] - times[0]) / steps  # the first step, which also warms up, is where the clock starts
 
+    def _say(self, text):
+        if self.is_main:
+            print(text)
+
     # --- guards ---
 
     def _any_process(self, *wishes):
@@ -330,16 +316,14 @@ class Solver:
         return (self.accelerator.reduce(torch.tensor(wishes, device=self.device).float()) > 0).tolist()
 
     def _check_finite(self):
-        bad = int(self.accelerator.reduce(self._first_bad_step, reduction="max"))
+        bad = int(self.accelerator.gather(self._first_bad_step.reshape(1)).max())
         if bad >= 0:
-            batch = self.batch - (self.step - bad)
-            raise TrainingDiverged(
-                f"A loss is not finite at step {bad} (epoch {self.epoch + 1}, batch {batch}). {self._way_back()}"
-            )
+            raise self._diverged("A loss", bad)
 
-    def _way_back(self):
-        return (
-            f"Nothing of it was saved; the last good state is {self.last_state}. "
+    def _diverged(self, what, step):
+        where = f"step {step} (epoch {self.epoch + 1}, batch {self.batch - (self.step - step)})"
+        return TrainingDiverged(
+            f"{what} is not finite at {where}. Nothing of it was saved; the last good state is {self.last_state}. "
             "solver.retry() goes on from there with half the learning rate."
         )
 
@@ -360,8 +344,7 @@ class Solver:
         message, size = f"Out of memory with batch_size={self.config['batch_size']}: ", len(lr)
         if self.accelerator.num_processes > 1:
             return message + "take a smaller one, or a smaller crop_size."
-        fits = 0
-        while size > 1 and not fits:
+        while size > 1:
             size //= 2
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
@@ -369,31 +352,22 @@ class Solver:
                 torch.cuda.empty_cache()
             with contextlib.suppress(torch.OutOfMemoryError), self.autocast:
                 self.training_step(lr[:size], hr[:size])
-                fits = size
+                message += f"batch_size={size} fits."
+                break
+        else:
+            message += "not even one patch fits; take a smaller crop_size."
         if self.last_state:
             self._load(*read_state(self.last_state))
-        return message + (f"batch_size={fits} fits." if fits else "not even 1 fits; take a smaller crop_size.")
+        return message
 
     # --- the log and the states ---
 
     def _append(self, kind, row):
-        """A row for the history, and for the logs."""
+        """A row for the history, and for the log."""
         self.history[kind].append(row)
-        if not self.is_main:
-            return
-        with self._explained():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"kind": kind, **row}) + "\n")
-            if self.config["tensorboard"]:
-                if self._tensorboard is None:
-                    from torch.utils.tensorboard import SummaryWriter  # here: it is optional
-
-                    # Rows from this step on belong to a run that was cut off: TensorBoard is to hide them.
-                    self._tensorboard = SummaryWriter(self.folder / "tensorboard", purge_step=self.step)
-                for name in row.keys() - {"step"}:
-                    self._tensorboard.add_scalar(f"{kind}/{name}", row[name], self.step)
-                self._tensorboard.flush()
+        if self.is_main:
+            with self._explained():
+                self.log.append(kind, row)
 
     @contextlib.contextmanager
     def _explained(self):
@@ -401,12 +375,10 @@ class Solver:
         try:
             yield
         except OSError as error:
-            raise type(error)(
-                error.errno,
-                f"{self.folder}: cannot be written ({error.strerror or error}) at step {self.step}. "
-                + (f"The state before is whole: {self.last_state}. " if self.last_state else "")
-                + "Make room, or the folder writable, and run again.",
-            ) from error
+            text = f"{self.folder}: cannot be written ({error.strerror or error}) at step {self.step}. "
+            text += f"The state before is whole: {self.last_state}. " if self.last_state else ""
+            text += "Make room, or make the folder writable, and run again."
+            raise type(error)(error.errno, text) from error
 
     def save(self):
         """Write the state for resuming and the averaged generator for use; then drop the states that are not kept.
@@ -428,8 +400,9 @@ class Solver:
         tensors, facts = self._state()
         for name, value in tensors.items():
             if value.is_floating_point() and not value.isfinite().all():
-                raise TrainingDiverged(f"{name} is not finite at step {self.step}. {self._way_back()}")
-        milestone = self.config["keep_every"] and self.batch == 0 and self.epoch % self.config["keep_every"] == 0
+                raise self._diverged(name, self.step)
+        every = self.config["keep_every"]
+        keep_as = f"epoch{self.epoch}" if every and self.epoch and self.batch == 0 and self.epoch % every == 0 else ""
         with self._explained():
             if self.step:  # before the state: whoever finds a state of the end finds the generator of the end
                 save_generator(
@@ -437,7 +410,6 @@ class Solver:
                     epoch=self.epoch, seconds=round(self.seconds), device=str(self.device), config=self.config,
                     images=len(self.dataset.pairs),
                 )  # fmt: skip
-            keep_as = f"epoch{self.epoch}" if milestone and self.epoch else ""
             return write_state(self.folder, self.step, tensors, facts, self.config["keep_last"], keep_as)
 
     def states(self):
@@ -465,12 +437,11 @@ class Solver:
             raise ValueError(
                 f"{path} is the state of other networks ({error}): choose another folder, or those networks"
             ) from error
-        self.last_state, self._tensorboard = path, None
+        self.last_state = path
         if self.is_main:
-            rows = [{"kind": kind, **row} for kind in self.history for row in self.history[kind]]
-            with self._explained(), atomic_path(self.folder / "log.jsonl") as part:  # without rows of lost steps
-                part.write_text("".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["step"])))
-            print(f"Going on from {path.name}: {self.epoch} epochs and {self.batch} batches are done.")
+            with self._explained():
+                self.log.rewrite(self.history)
+        self._say(f"Going on from {path.name}: {self.epoch} epochs and {self.batch} batches are done.")
         return True
 
     def _compare(self, path, then):
@@ -505,7 +476,7 @@ class Solver:
         tensors.update({f"sums.{name}": value for name, value in self._sums.items()})
         tensors.update({f"random.{name}": value for name, value in random_tensors.items()})
         # As a tensor, because a file's header has a limit, and a history grows.
-        tensors["history"] = torch.tensor(list(json.dumps(self.history).encode()), dtype=torch.uint8)
+        tensors["history"] = torch.frombuffer(bytearray(json.dumps(self.history).encode()), dtype=torch.uint8)
         facts = dict(
             epoch=self.epoch, batch=self.batch, batches_per_epoch=len(self.loader), step=self.step,
             seconds=self.seconds, learning_rate_scale=self.learning_rate_scale, identity=self._identity(),
@@ -538,7 +509,7 @@ class Solver:
         batches = facts.get("batches_per_epoch", len(self.loader))
         self.batch = facts.get("batch", self.step - self.epoch * batches) * len(self.loader) // batches
         self.learning_rate_scale = facts["learning_rate_scale"]
-        self.history = facts.get("history") or json.loads(bytes(tensors["history"].tolist()))
+        self.history = facts.get("history") or json.loads(tensors["history"].numpy().tobytes())
         set_random_states(under("random."), facts["python_random"])
 
 
@@ -622,79 +593,44 @@ def frozen(network):
         network.requires_grad_(True)
 
 
-# --- the losses ------------------------------------------------------------------------------------------------------
-
-
-def mse(sr, hr):
-    """Mean squared error in the paper's range: images in [0, 1] differ by twice as much in [-1, 1]."""
-    return 4 * F.mse_loss(sr, hr)
-
-
-def bce(logits, target):
-    """Binary cross-entropy of logits (N,) against one target for all: 1.0 real, 0.0 generated."""
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
-
-
-def content_loss(name, vgg_weights=None, device="cpu"):
-    """A content loss by name, "mse" or "vgg<i><j>" (paper, equations 4 and 5), as (f(sr, hr) -> scalar, source of weights)."""
-    if name == "mse":
-        return mse, None
-    if not (name.startswith("vgg") and name[3:].isdigit() and len(name) == 5):
-        raise ValueError(f'content_loss is "mse" or "vgg" with i and j, such as "vgg54" or "vgg22"; not {name!r}')
-    features = VGGFeatures(int(name[3]), int(name[4]), vgg_weights).to(device, memory_format=torch.channels_last)
-
-    def vgg_loss(sr, hr):
-        with torch.no_grad():
-            wanted = features(hr)
-        return F.mse_loss(features(sr), wanted)
-
-    return vgg_loss, features.source
-
-
-def default_content_weight(name, source):
-    """The weight that brings content : adversarial to about 20 : 1 after pre-training.
-
-    The paper's 1/12.75 (0.0061 for squared features, section 3.2) belongs to other VGG19 weights than torchvision's.
-    """
-    if name == "mse":
-        return 1.0
-    return 0.5 if source == "torchvision" else 0.015
-
-
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
 def train(settings, allow_changes=False):
-    """Both stages, as in train.ipynb; in one process, or in each of those that accelerate launched.
+    """The stages of train.ipynb one after the other; in one process, or in each of those that accelerate launched.
 
     In a notebook with several GPUs: accelerate.notebook_launcher(train, (settings,), num_processes=...).
 
     Args:
-        settings: dict of seed, crop_size, patches_per_image, train_list, valid_list, num_valid_images, folder; pretrain:
-            settings for `PretrainSolver`, into <folder>/srresnet; gan: settings for `GANSolver` and two more, name
-            (into <folder>/<name>) and start ("pretrained", or "random": without pre-training). Where they are not the
-            paper's, generator and discriminator: arguments for `SRResNet` and `Discriminator`.
+        settings: dict of seed, crop_size, patches_per_image, train_list, valid_list, num_valid_images, folder; pretrain
+            (into <folder>/srresnet); gan and, if wanted, base (the base mode): settings for a `GANSolver` and, if they
+            are other than usual, name (into <folder>/<name>), start ("pretrained" or "random") and patches_per_image.
+            generator, discriminator: arguments for `SRResNet` and `Discriminator`.
         allow_changes: see `Solver.resume`.
     """
-    start, folder = settings["gan"].get("start", "pretrained"), Path(settings["folder"])
-    gan = {key: value for key, value in settings["gan"].items() if key not in ("name", "start")}
-    patches = {key: settings[key] for key in ("crop_size", "patches_per_image", "seed")}
-    train_set, valid_set = PatchDataset(settings["train_list"], **patches), PairDataset(settings["valid_list"])
+    shape, valid_set = settings.get("generator", {}), PairDataset(settings["valid_list"])
     valid_pairs = [valid_set[i] for i in range(min(settings["num_valid_images"], len(valid_set)))]
 
-    def run(solver):
+    def run(kind, networks, name, config):
+        config, patches = dict(config), {key: settings[key] for key in ("crop_size", "patches_per_image", "seed")}
+        patches["patches_per_image"] = config.pop("patches_per_image", patches["patches_per_image"])
+        train_set = PatchDataset(settings["train_list"], **patches)
+        solver = kind(*networks, train_set, config, Path(settings["folder"]) / name, valid_pairs)
         solver.resume(allow_changes)
         solver.fit()
-        return solver
+        return solver.ema
 
     seed_everything(settings["seed"])
-    generator = SRResNet(**settings.get("generator", {}))
-    if start == "pretrained":
-        solver = PretrainSolver(generator, train_set, settings["pretrain"], folder / "srresnet", valid_pairs)
-        generator = copy.deepcopy(run(solver).ema).requires_grad_()
-    seed_everything(settings["seed"])
-    discriminator = Discriminator(**settings.get("discriminator", {}))
-    run(GANSolver(generator, discriminator, train_set, gan, folder / settings["gan"].get("name", "srgan"), valid_pairs))
+    if "pretrain" in settings:
+        pretrained = run(PretrainSolver, [SRResNet(**shape)], "srresnet", settings["pretrain"])
+    for stage, usual in (("gan", dict(name="srgan", start="pretrained")), ("base", dict(name="base", start="random"))):
+        if stage in settings:
+            seed_everything(settings["seed"])
+            config = {**usual, **settings[stage]}
+            name, start = config.pop("name"), config.pop("start")
+            random = SRResNet(**{**shape, "init": "default"})
+            generator = copy.deepcopy(pretrained).requires_grad_() if start == "pretrained" else random
+            run(GANSolver, [generator, Discriminator(**settings.get("discriminator", {}))], name, config)
 
 
 def main():

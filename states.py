@@ -1,6 +1,7 @@
-"""State files: what a training needs to go on, written whole or not at all, and checked when read; knows no networks.
+"""What a training leaves in its folder: states to go on from, and a log to read; knows nothing of networks.
 
-A state is named tensors and a few facts, in the safetensors format: reading one runs no code, whoever made it. Its name
+State files are written whole or not at all, and checked when they are read. A state is named tensors and a few facts, in the
+safetensors format: reading one runs no code, whoever made it. Its name
 carries the step and a checksum of the content, which that format lacks: a flipped bit must not pass for a weight.
 """
 
@@ -86,6 +87,38 @@ def read_newest(folder):
 
 def _step(path):
     return int(NAME.fullmatch(path.name)[1])
+
+
+# --- the log ---------------------------------------------------------------------------------------------------------
+
+
+class Log:
+    """A training's rows, a JSON object a line in <folder>/log.jsonl; if wanted, for TensorBoard too, in <folder>/tensorboard."""
+
+    def __init__(self, folder, tensorboard=False):
+        self.folder, self.tensorboard, self._writer = Path(folder), tensorboard, None
+
+    def append(self, kind, row):
+        """Log a row, a dict of numbers with its "step", under its kind, "train" or "valid"."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, **row}) + "\n")
+        if self.tensorboard:
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter  # here: it is optional
+
+                # What is there from this step on belongs to a run that was cut off: TensorBoard is to hide it.
+                self._writer = SummaryWriter(self.folder / "tensorboard", purge_step=row["step"])
+            for name in row.keys() - {"step"}:
+                self._writer.add_scalar(f"{kind}/{name}", row[name], row["step"])
+            self._writer.flush()
+
+    def rewrite(self, history):
+        """Keep the rows of `history`, {kind: rows}, and none of steps that were lost."""
+        rows = [{"kind": kind, **row} for kind in history for row in history[kind]]
+        with atomic_path(self.folder / "log.jsonl") as part:
+            part.write_text("".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["step"])))
+        self._writer = None
 
 
 # --- random states ---------------------------------------------------------------------------------------------------

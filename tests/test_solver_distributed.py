@@ -1,0 +1,186 @@
+"""Two processes with half of each batch against one with all of it; run as a script, this file is one of the processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_solver import STAGES, make, make_images, state_of
+
+import solver as solver_module
+from models import load_generator
+from solver import GANSolver, PretrainSolver
+from states import read_newest
+
+
+def in_double_precision(stage):
+    """A stage whose arithmetic is so exact that what remains between two ways to compute it is a mistake in one."""
+
+    class Double({"pretrain": PretrainSolver, "gan": GANSolver}[stage]):
+        def __init__(self, *arguments):
+            super().__init__(*[a.double() if isinstance(a, torch.nn.Module) else a for a in arguments])
+
+        def training_step(self, lr, hr):
+            return super().training_step(lr.double(), hr.double())
+
+    return Double
+
+
+def train_in_double_precision(folder):
+    """Each stage, a few epochs."""
+    images = folder.parent / "list.csv"
+    for stage in STAGES:
+        name = "PretrainSolver" if stage == "pretrain" else "GANSolver"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys.modules["test_solver"], name, in_double_precision(stage))
+            make(stage, images, folder / stage, patches=3, batch_size=8).fit()  # 12 patches: the last batch is a half
+
+
+def train_by_the_command_line(folder):
+    (folder / "settings.json").write_text(json.dumps(settings(folder.parent / "list.csv", folder)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["solver.py", str(folder / "settings.json")])
+        solver_module.main()
+
+
+def settings(images, folder):
+    stage = dict(batch_size=4, epochs=2, learning_rate=3e-5, log_every=3)
+    return dict(
+        seed=0,
+        crop_size=32,
+        patches_per_image=2,
+        train_list=str(images),
+        valid_list=str(images),
+        num_valid_images=1,
+        folder=str(folder),
+        generator=dict(num_blocks=1, num_channels=4, init="interpolator"),
+        discriminator=dict(num_channels=2),
+        pretrain=stage,
+        gan=dict(stage, content_loss="mse", patches_per_image=3, batch_size=6),
+        base=dict(stage, content_loss="mse", epochs=1, name="random"),
+    )
+
+
+def stop_one_and_go_on(folder):
+    """Two processes, of which one is told to stop: both save, stop, and go on to what they would have come to."""
+    images = folder.parent / "list.csv"
+    make("gan", images, folder / "stopped_whole", patches=8).fit()
+
+    class Stopped(GANSolver):
+        def training_step(self, lr, hr):
+            if self.step == 3 and self.accelerator.process_index == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().training_step(lr, hr)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["test_solver"], "GANSolver", Stopped)
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            make("gan", images, folder / "stopped", patches=8).fit()
+    solver = make("gan", images, folder / "stopped", patches=8, seed=9)
+    assert solver.resume() and (solver.step, solver.batch) == (10, 2)
+    solver.fit()
+
+    damaged = make("gan", images, folder / "damaged", patches=8)
+    damaged.save()
+    solver.accelerator.wait_for_everyone()
+    if damaged.is_main:
+        damaged.last_state.write_bytes(b"")
+    with pytest.raises(ValueError, match="move the folder away"):
+        damaged.resume()  # an error of the first process is everyone's
+
+
+def run_two(folder):
+    """This file as a script, in two processes, as a launcher would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    where.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path))
+    command = [sys.executable, __file__, str(folder)]
+    workers = [
+        subprocess.Popen(
+            command,
+            cwd=folder.parent,
+            env={**os.environ, **where, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    return [(worker.communicate()[0], worker.returncode) for worker in workers]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """(folder of one process, folder of two, what the two printed)."""
+    folder = tmp_path_factory.mktemp("distributed")
+    make_images(folder)
+    outputs = run_two(folder / "two")
+    for text, code in outputs:
+        assert code == 0, text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train_in_double_precision(folder / "one")
+        train_by_the_command_line(folder / "one")
+    return folder / "one", folder / "two", [text for text, _ in outputs]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_compute_what_one_does(stage, runs):
+    (_, one, facts_one), (_, two, facts_two) = (read_newest(folder / stage) for folder in runs[:2])
+    assert one.keys() == two.keys()
+    assert facts_one["identity"] == facts_two["identity"]
+    for name in one.keys() - {"history"}:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-7, atol=1e-9, msg=lambda text, name=name: name + text)
+    histories = [json.loads(bytes(tensors["history"].tolist()))["train"] for tensors in (one, two)]
+    for rows in zip(*histories, strict=True):
+        a, b = ({key: value for key, value in row.items() if key != "seconds"} for row in rows)
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("srresnet", 4), ("srgan", 4), ("random", 2)])
+def test_the_command_line_on_two_processes(name, steps, runs):
+    (_, one, _), (_, two, facts) = (read_newest(folder / name) for folder in runs[:2])
+    assert facts["step"] == steps
+    weights = [key for key in one if key.split(".")[0] in ("generator", "discriminator", "ema") and ".adam." not in key]
+    assert any("running_var" in key for key in weights)
+    for key in weights:
+        torch.testing.assert_close(two[key], one[key], rtol=0, atol=1e-5, msg=lambda text, key=key: key + text)
+    first = {path.name: load_generator(path).state_dict() for path in runs[1].glob("*.safetensors")}
+    assert all(torch.equal(first[f"{name}.safetensors"][key[4:]], two[key]) for key in two if key.startswith("ema."))
+
+
+def test_the_gan_starts_from_srresnet_and_the_base_mode_does_not(runs):
+    srresnet, srgan, random = (
+        load_generator(runs[1] / f"{name}.safetensors").tail.weight for name in ("srresnet", "srgan", "random")
+    )
+    assert (srgan - srresnet).abs().max() < 1e-3 < (random - srresnet).abs().max()
+
+
+def test_one_of_two_is_told_to_stop(runs):
+    (whole, facts_whole), (stopped, facts) = (state_of(runs[1] / name) for name in ("stopped_whole", "stopped"))
+    assert facts["step"] == facts_whole["step"] == 24
+    assert whole.keys() == stopped.keys()
+    assert not [name for name in whole if not torch.equal(whole[name], stopped[name])]
+    for a, b in zip(facts_whole["history"]["train"], facts["history"]["train"], strict=True):
+        assert a == pytest.approx(b, rel=1e-6)  # sums are added up in another order once a state was saved
+
+
+def test_only_the_first_process_writes_and_shows(runs):
+    first, second = runs[2]
+    assert "PSNR" in first and "Going on from" in first and "epoch 1/2" in first
+    assert "PSNR" not in second and "Going on from" not in second and "epoch" not in second
+    log = (runs[1] / "srgan" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in log] == ["train", "valid", "train", "train", "valid"]
+
+
+if __name__ == "__main__":
+    train_in_double_precision(Path(sys.argv[1]))
+    stop_one_and_go_on(Path(sys.argv[1]))
+    train_by_the_command_line(Path(sys.argv[1]))
