@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Committed notebooks keep plain text and one line per progress bar: carriage returns are resolved, widgets never used.
-EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.coalesce_streams=True
+EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --inplace --coalesce-streams
 QUICK := -p preset quick -p lists data/embedded/lists -p results results/quick
 
 .PHONY: help run test lint format notebooks bench soak clean

@@ -1,9 +1,11 @@
 """Pictures of a training, for notebooks: curves of its history, samples of its progress; trains and measures nothing."""
 
+import io
+
 import numpy as np
-from IPython.display import display
+from IPython.display import Image, display
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image as PillowImage
 
 from imresize import imresize
 from utils import atomic_path, compare, to_array
@@ -44,10 +46,18 @@ def plot_history(history, title=""):
 
 
 def save_figure(figure, path):
-    """Save a matplotlib figure as PNG, atomically; returns it, so that a notebook's cell can show it, too."""
+    """Save a matplotlib figure as PNG, atomically; returns it as a picture that a notebook's cell shows."""
+    picture = as_png(figure)
     with atomic_path(path) as part:
-        figure.savefig(part, dpi=100)
-    return figure
+        part.write_bytes(picture.data)
+    return picture
+
+
+def as_png(figure):
+    """A matplotlib figure for a notebook's output, without pyplot's windows and state."""
+    data = io.BytesIO()
+    figure.savefig(data, dpi=100)
+    return Image(data.getvalue(), format="png")
 
 
 def batch_sheet(lr, hr, most=8):
@@ -57,7 +67,14 @@ def batch_sheet(lr, hr, most=8):
     """
     top = [to_array(patch).repeat(4, axis=0).repeat(4, axis=1) for patch in lr[:most]]
     bottom = [to_array(patch) for patch in hr[:most]]
-    return Image.fromarray(np.vstack([np.hstack(top), np.hstack(bottom)]))
+    return PillowImage.fromarray(np.vstack([np.hstack(top), np.hstack(bottom)]))
+
+
+def as_jpeg(sheet):
+    """A PIL image for a notebook's output in a tenth of a PNG's bytes: to look over, not to judge pixels by."""
+    data = io.BytesIO()
+    sheet.save(data, "JPEG", quality=90)
+    return Image(data.getvalue(), format="jpeg")
 
 
 class LiveView:
@@ -76,7 +93,7 @@ class LiveView:
 
     def __call__(self, solver):
         figure = plot_history(solver.history, f"{solver.folder.name}: epoch {solver.epoch}, step {solver.step}")
-        self.curves = _show(figure, self.curves)
+        self.curves = _show(as_png(figure), self.curves)
         if solver.epoch != self.epoch and solver.step % len(solver.loader) == 0:
             self.epoch = solver.epoch
             sheet = self.sheet(solver)
@@ -91,7 +108,7 @@ class LiveView:
             compare({"bicubic": imresize(lr, 4), f"epoch {solver.epoch}": solver.upscale(lr), "HR": hr})
             for lr, hr in self.crops
         ]
-        sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+        sheet = PillowImage.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
         for k, row in enumerate(rows):
             sheet.paste(row, (0, sum(above.height for above in rows[:k])))
         return sheet
