@@ -76,7 +76,6 @@ def test_the_reports_table_is_the_notebooks():
         "bicubic": "双三次",
         "SRResNet": "SRResNet",
         "SRGAN": "SRGAN-VGG22",
-        "base mode": "基础模式",
     }.items():
         line = re.search(rf"^\| {label} \|(.+)\|$", text[header.end() :], re.MULTILINE)
         for name, cell in zip(sets, line[1].split("|"), strict=True):
