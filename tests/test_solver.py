@@ -125,10 +125,11 @@ def uninterrupted(images, tmp_path_factory):
 def test_stop_within_an_epoch_and_go_on(stage, name, images, uninterrupted, tmp_path, monkeypatch):
     solver = make(stage, images, tmp_path / "run")
     at_step(monkeypatch, solver, 6, lambda losses: os.kill(os.getpid(), getattr(signal, name)))
+    handler = signal.getsignal(getattr(signal, name))
     with pytest.raises(KeyboardInterrupt if name == "SIGINT" else SystemExit) as stopped:
         solver.fit()
     assert name == "SIGINT" or stopped.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(getattr(signal, name)) is handler
     assert (solver.step, solver.epoch, solver.batch) == (6, 1, 2)
 
     again = make(stage, images, tmp_path / "run", seed=9)  # a new process would have drawn other weights
@@ -665,6 +666,24 @@ def test_the_loss_scale_of_fp16_is_part_of_the_state(images, tmp_path):
     again = make("pretrain", images, tmp_path / "run", mixed_precision="fp16", epochs=1)
     again.resume()
     assert again.scaler.get_scale() == solver.scaler.get_scale() == 128.0
+
+
+def test_a_third_stage_is_one_method(images, tmp_path):
+    """And it may update a network twice, also in mixed precision: the second forward is of the updated weights."""
+
+    class Third(PretrainSolver):
+        def training_step(self, lr, hr):
+            first = F.l1_loss(self.networks["generator"](lr), hr)
+            self.update("generator", first)
+            second = F.l1_loss(self.networks["generator"](lr), hr)
+            self.update("generator", second)
+            return {"content_loss": first, "change": (second - first).abs()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "PretrainSolver", Third)
+        solver = make("pretrain", images, tmp_path / "run", mixed_precision="bf16", epochs=1, learning_rate=0.01)
+    solver.fit()
+    assert all(row["change"] > 1e-4 for row in solver.history["train"])
 
 
 # --- the stages ------------------------------------------------------------------------------------------------------
