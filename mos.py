@@ -42,8 +42,9 @@ def make_page(folder, out="rating.html", *, methods=None, hr=None):
     """Write the rating page for `folder`/<method>/<image>.png to the HTML file `out` and return its path.
 
     methods: the sub-folders to rate, by default all that hold images. hr: folder of the original images, by default `folder`/HR.
-    Nearest neighbour is made from HR by `imresize` where there is no sub-folder `nearest`. All methods must have the same images;
-    sizes are cut to multiples of 4 at the top left, and must then agree.
+    Nearest neighbour is made from HR by `imresize` where there is no sub-folder `nearest` (old test sets' own LR images differ in
+    their outer two pixels). All methods must have the same images; sizes are cut to multiples of 4 at the top left, and must
+    then agree.
 
     The page shows no names: images go by codes that come from their content, so that the same images give the same page. Blind to
     the eye, that is: which code is which method lies base64-encoded in the page and in the results, for `score`. Its two examples
@@ -394,12 +395,15 @@ def plot_scores(table):
     axes.errorbar(
         range(len(rows)), mos, np.maximum(errors, 0), fmt="o", color="red", markersize=5, capsize=4, linewidth=1.2
     )
+    label = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
     for k, value in enumerate(mos):
-        axes.annotate(f"{value:.2f}", (k, value), xytext=(7, -3), textcoords="offset points", color="red", fontsize=8)
-    axes.set_xticks(range(len(rows)), [row["method"].replace("$", r"\$") for row in rows])
-    axes.set(
-        title=f"{table.name.replace('$', chr(92) + '$')}: {table.raters} raters", ylabel="score", yticks=range(1, 6)
-    )
+        place = {"xytext": (9, -3), "textcoords": "offset points"}
+        axes.annotate(f"{value:.2f}", (k, value), **place, color="red", fontsize=8, bbox=label)
+    title, *methods = (
+        name.replace("$", r"\$") for name in [table.name, *(row["method"] for row in rows)]
+    )  # no formulas
+    axes.set_xticks(range(len(rows)), methods)
+    axes.set(title=f"{title}: {table.raters} raters", ylabel="score", yticks=range(1, 6))
     figure.colorbar(picture, label="share of the scores")
     return figure
 

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,7 +224,7 @@ def test_who_fails_the_calibration_is_named_and_left_out(tmp_path, data):
     for k in range(40):
         write_result(tmp_path / f"random{k}.json", data, f"Random {k}", 10 + k, lambda *_: rng.integers(1, 6))
     table = mos.score(tmp_path)
-    failed = {path.split("/")[-1].split("\\")[-1] for path in table.failed}
+    failed = {Path(path).name for path in table.failed}
     assert {"same.json", "upside.json"} <= failed
     assert not {"good.json", "just.json"} & failed
     assert len(failed) >= 2 + 37
@@ -365,8 +366,8 @@ def test_the_latest_file_of_a_rater_counts(tmp_path, data):
 def test_files_of_another_page_are_named_and_refused(tmp_path, data):
     folder = make_results(tmp_path / "Set14", start=50)
     other = data_of(mos.make_page(folder, tmp_path / "other.html"))
-    mine = [write_result(tmp_path / f"{k}.json", data, f"rater {k}", k) for k in range(2)]
-    stray = write_result(tmp_path / "stray.json", other, "rater 0", 0)  # who also rated the other page
+    mine = [write_result(tmp_path / f"{k}.json", data, f"rater {k}", k) for k in (1, 2)]
+    stray = write_result(tmp_path / "0.json", other, "rater 1", 1)  # who also rated the other page
     table = mos.score([stray, *mine])
     assert table.name == "Set5" and table.raters == 2
     assert "another page (Set14" in table.refused[str(stray)]

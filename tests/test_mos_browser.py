@@ -414,6 +414,8 @@ def test_nothing_overflows_and_touch_targets_are_large(rater, page, width):
     for button in buttons:
         box = button.rect
         assert box["height"] >= 44 and box["width"] >= 40 and box["x"] + box["width"] <= width
+    spans = "[...document.querySelectorAll('#scores span')]"
+    assert rater.run(f"return {spans}.every(span => span.scrollWidth <= span.clientWidth)")  # "excellent" fits in
 
 
 def test_calibration_shows_nearest_neighbour_as_1_and_the_original_as_5(rater):
