@@ -1,6 +1,7 @@
 """Pictures of a training, for notebooks: curves of its history, samples of its progress; trains and measures nothing."""
 
 import io
+import math
 
 import numpy as np
 from IPython.display import Image, display
@@ -25,9 +26,12 @@ def plot_history(history, title=""):
     rows = history["train"] + history["valid"]
     panels = [(name, [c for c in columns if any(c in row for row in rows)], log) for name, columns, log in PANELS]
     panels = [panel for panel in panels if panel[1]]
-    figure = Figure(figsize=(4.6 * max(1, len(panels)), 3.2), layout="constrained")  # not pyplot's: no window, no state
+    across = max(1, min(3, len(panels)))
+    down = max(1, math.ceil(len(panels) / across))
+    figure = Figure(figsize=(4.6 * across, 3.2 * down), layout="constrained")  # not pyplot's: no windows, no state
     figure.suptitle(title)
-    for axes, (name, columns, log) in zip(np.atleast_1d(figure.subplots(1, max(1, len(panels)))), panels, strict=False):
+    for k, (name, columns, log) in enumerate(panels):
+        axes = figure.add_subplot(down, across, k + 1)
         for column in columns:
             steps, values = np.array([(row["step"], row[column]) for row in rows if column in row]).T
             line = axes.plot(
