@@ -22,12 +22,12 @@ import accelerate
 import torch
 from tqdm import tqdm
 
+import states
 from datasets import PairDataset, PatchDataset, PatchLoader
 from losses import bce, content_loss, default_content_weight, mse
 from metrics import evaluate, mean
 from models import Discriminator, SRResNet, save_generator
 from processes import deferred_signals, ignore_ended_children, on_first_process, share_batch_norm
-from states import Log, random_states, read_newest, read_state, set_random_states, state_files, write_state
 from utils import keep_freed_memory, seed_everything, to_array, to_tensor
 
 # Settings that change how a run is kept or shown, not what it computes: they may differ when it goes on.
@@ -120,7 +120,7 @@ class Solver:
         self.seconds = 0.0
         self.learning_rate_scale = 1.0  # halved by `retry`
         self.history = {"train": [], "valid": []}
-        self.log = Log(self.folder, self.config["tensorboard"])
+        self.log = states.Log(self.folder, self.config["tensorboard"])
         self.last_state = None
         self._sums = {}  # of each loss since the last row, on the device: reading them there would make it wait
         self._first_bad_step = torch.tensor(-1, device=self.device)
@@ -201,9 +201,7 @@ class Solver:
                     saved = now
                 if stop_now:
                     bar.close()
-                    self._say(
-                        f"Stopped and saved in epoch {self.epoch + 1} after batch {self.batch}: run again to go on."
-                    )
+                    self._say(f"Stopped and saved in epoch {self.epoch + 1}, batch {self.batch}: run again to go on.")
                     raise stop.exception or KeyboardInterrupt
         self.epoch, self.batch = self.epoch + 1, 0
 
@@ -357,7 +355,7 @@ class Solver:
         else:
             message += "not even one patch fits; take a smaller crop_size."
         if self.last_state:
-            self._load(*read_state(self.last_state))
+            self._load(*states.read(self.last_state))
         return message
 
     # --- the log and the states ---
@@ -392,7 +390,7 @@ class Solver:
         self.last_state = on_first_process(self._write)
 
     def _write(self):
-        if self.last_state is None and state_files(self.folder):
+        if self.last_state is None and states.files(self.folder):
             raise FileExistsError(
                 f"{self.folder} holds the states of an earlier training. Call resume() before fit() to go on with it, "
                 "or choose another folder."
@@ -410,11 +408,11 @@ class Solver:
                     epoch=self.epoch, seconds=round(self.seconds), device=str(self.device), config=self.config,
                     images=len(self.dataset.pairs),
                 )  # fmt: skip
-            return write_state(self.folder, self.step, tensors, facts, self.config["keep_last"], keep_as)
+            return states.write(self.folder, self.step, tensors, facts, self.config["keep_last"], keep_as)
 
     def states(self):
         """The saved states, oldest first."""
-        return state_files(self.folder)
+        return states.files(self.folder)
 
     def resume(self, allow_changes=False):
         """Go on from the newest whole state in the folder. Returns whether there was one.
@@ -425,12 +423,19 @@ class Solver:
         Raises:
             ValueError: they are not and it was not allowed; or the state is of other networks; or no state is whole.
         """
-        found = on_first_process(read_newest, self.folder)
+        found = on_first_process(states.read_newest, self.folder)
         if found is None:
             return False
         path, tensors, facts = found
-        if not allow_changes:
-            self._compare(path, facts["identity"])
+        now = self._identity()
+        then = {**self.DEFAULTS, **facts["identity"]}  # a setting that is younger than the state had its default
+        names = [name for name in sorted({*then, *now} - BOOKKEEPING) if then.get(name) != now.get(name)]
+        if names and not allow_changes:
+            changes = [f"\n  {name}: {then.get(name)} in the state, {now.get(name)} now" for name in names]
+            raise ValueError(
+                f"{path} was trained with other settings:{''.join(changes)}\n"
+                "Set them back, choose another folder, or go on all the same with resume(allow_changes=True)."
+            )
         try:
             self._load(tensors, facts)
         except (KeyError, RuntimeError) as error:
@@ -444,18 +449,6 @@ class Solver:
         self._say(f"Going on from {path.name}: {self.epoch} epochs and {self.batch} batches are done.")
         return True
 
-    def _compare(self, path, then):
-        now, changed = self._identity(), []
-        for name in sorted({*now, *then} - BOOKKEEPING):
-            before = then.get(name, self.DEFAULTS.get(name))  # a setting younger than the state had its default
-            if now.get(name) != before:
-                changed.append(f"  {name}: {before} in the state, {now.get(name)} now")
-        if changed:
-            raise ValueError(
-                f"{path} was trained with other settings:\n" + "\n".join(changed) + "\nSet them back, choose another "
-                "folder, or go on all the same with resume(allow_changes=True)."
-            )
-
     def _identity(self):
         """What must be the same for a run to go on as if it had never stopped."""
         data = self.dataset
@@ -467,12 +460,10 @@ class Solver:
 
     def _state(self):
         """All that a run is, as (tensors, facts); on the CPU the tensors are the very ones that are trained."""
-        tensors, (random_tensors, python_random) = {}, random_states()
-        for name in self.networks:
-            tensors.update({f"{name}.{key}": value for key, value in self.bare(name).state_dict().items()})
-            for index, slots in self.optimizers[name].state_dict()["state"].items():
-                tensors.update({f"{name}.adam.{index}.{slot}": value for slot, value in slots.items()})
-        tensors.update({f"ema.{key}": value for key, value in self.ema.state_dict().items()})
+        tensors, (random_tensors, python_random) = {}, states.random_states()
+        for name, optimizer in self.optimizers.items():
+            tensors.update(states.pack(name, self.bare(name), optimizer))
+        tensors.update(states.pack("ema", self.ema))
         tensors.update({f"sums.{name}": value for name, value in self._sums.items()})
         tensors.update({f"random.{name}": value for name, value in random_tensors.items()})
         # As a tensor, because a file's header has a limit, and a history grows.
@@ -486,21 +477,10 @@ class Solver:
         return {name: value.detach().cpu() for name, value in tensors.items()}, facts
 
     def _load(self, tensors, facts):
-        def under(prefix):
-            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-        for name in self.networks:
-            weights = {key: value for key, value in under(f"{name}.").items() if not key.startswith("adam.")}
-            self.bare(name).load_state_dict(weights)
-            slots, parameters = {}, list(self.bare(name).parameters())
-            for key, value in under(f"{name}.adam.").items():
-                index, slot = key.split(".")
-                if value.dim():  # in the parameter's memory format: fused Adam goes through both as they lie in memory
-                    value = torch.empty_like(parameters[int(index)]).copy_(value)
-                slots.setdefault(int(index), {})[slot] = value
-            self.optimizers[name].load_state_dict({**self.optimizers[name].state_dict(), "state": slots})
-        self.ema.load_state_dict(under("ema."))
-        self._sums = {name: value.to(self.device) for name, value in under("sums.").items()}
+        for name, optimizer in self.optimizers.items():
+            states.unpack(tensors, name, self.bare(name), optimizer)
+        states.unpack(tensors, "ema", self.ema)
+        self._sums = {name: value.to(self.device) for name, value in states.under("sums.", tensors).items()}
         self._first_bad_step = torch.full_like(self._first_bad_step, -1)
         if facts["scaler"]:
             self.scaler.load_state_dict(facts["scaler"])
@@ -510,7 +490,7 @@ class Solver:
         self.batch = facts.get("batch", self.step - self.epoch * batches) * len(self.loader) // batches
         self.learning_rate_scale = facts["learning_rate_scale"]
         self.history = facts.get("history") or json.loads(tensors["history"].numpy().tobytes())
-        set_random_states(under("random."), facts["python_random"])
+        states.set_random_states(states.under("random.", tensors), facts["python_random"])
 
 
 # --- the stages ------------------------------------------------------------------------------------------------------
@@ -634,16 +614,12 @@ def train(settings, allow_changes=False):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description="Train SRResNet, then SRGAN, by a file of settings that train.ipynb wrote."
-    )
+    parser = argparse.ArgumentParser(description="Train SRResNet, then SRGAN, by the settings that train.ipynb wrote.")
     parser.add_argument("settings", type=Path, help="a JSON file, such as checkpoints/afternoon/settings.json")
     parser.add_argument("--allow-changes", action="store_true", help="go on although settings or images have changed")
     arguments = parser.parse_args()
-    try:
-        train(json.loads(arguments.settings.read_text(encoding="utf-8")), arguments.allow_changes)
-    finally:
-        accelerate.PartialState().destroy_process_group()
+    train(json.loads(arguments.settings.read_text(encoding="utf-8")), arguments.allow_changes)
+    accelerate.PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

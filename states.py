@@ -1,8 +1,8 @@
-"""What a training leaves in its folder: states to go on from, and a log to read; knows nothing of networks.
+"""What a training leaves in its folder: states to go on from, and a log to read; what belongs into them is the solver's.
 
-State files are written whole or not at all, and checked when they are read. A state is named tensors and a few facts, in the
-safetensors format: reading one runs no code, whoever made it. Its name
-carries the step and a checksum of the content, which that format lacks: a flipped bit must not pass for a weight.
+State files are written whole or not at all, and checked when they are read. A state is named tensors and a few facts in
+the safetensors format: reading one runs no code, whoever made it. Its name carries the step and a checksum of the
+content, which that format lacks: a flipped bit must not pass for a weight.
 """
 
 import hashlib
@@ -21,17 +21,17 @@ from utils import atomic_path
 NAME = re.compile(r"state-(\d+)-(epoch\d+-)?([0-9a-f]{16})\.safetensors")  # step, whether it is kept for ever, checksum
 
 
-def state_files(folder):
+def files(folder):
     """The states in a folder, the oldest step first."""
     return sorted(path for path in Path(folder).glob("state-*.safetensors") if NAME.fullmatch(path.name))
 
 
-def write_state(folder, step, tensors, facts, keep_last=2, keep_as=""):
+def write(folder, step, tensors, facts, keep_last=2, keep_as=""):
     """Write a state and return its path; then remove the states that are no longer kept.
 
     Args:
         tensors: {name: tensor}. facts: anything that JSON can hold.
-        keep_last: how many states to keep, this one counted; at least 1.
+        keep_last: how many states to keep, this one counted.
         keep_as: "epoch<k>" to keep this one besides them, for ever.
 
     Raises:
@@ -45,9 +45,9 @@ def write_state(folder, step, tensors, facts, keep_last=2, keep_as=""):
     with atomic_path(path) as part:
         part.write_bytes(data)
 
-    others = [old for old in state_files(folder) if old != path]
+    others = [old for old in files(folder) if old != path]
     superseded = [old for old in others if _step(old) == step]
-    older = [old for old in others[::-1] if _step(old) < step][keep_last - 1 :]
+    older = [old for old in others[::-1] if _step(old) < step][max(1, keep_last) - 1 :]
     for old in superseded + [old for old in older if not NAME.fullmatch(old.name)[2]]:
         old.unlink(missing_ok=True)
     for old in folder.glob(".tmp-*"):  # of a process that was killed while it wrote
@@ -55,7 +55,7 @@ def write_state(folder, step, tensors, facts, keep_last=2, keep_as=""):
     return path
 
 
-def read_state(path):
+def read(path):
     """(tensors, facts) of a state file. Raises ValueError if it is not, to the bit, what was written."""
     try:
         data = Path(path).read_bytes()
@@ -74,10 +74,10 @@ def read_newest(folder):
     Raises:
         ValueError: there are states, and none is whole.
     """
-    paths = state_files(folder)
+    paths = files(folder)
     for path in reversed(paths):
         try:
-            return path, *read_state(path)
+            return path, *read(path)
         except ValueError as error:
             warnings.warn(f"{error}: it is skipped, and the state before it is used", stacklevel=2)
     if paths:
@@ -89,6 +89,37 @@ def _step(path):
     return int(NAME.fullmatch(path.name)[1])
 
 
+# --- networks and optimizers in a state ------------------------------------------------------------------------------
+
+
+def pack(name, network, optimizer=None):
+    """{"<name>.<key>": tensor} of a network's state, and {"<name>.adam.<parameter>.<slot>": tensor} of its optimizer's."""
+    tensors = {f"{name}.{key}": value for key, value in network.state_dict().items()}
+    for index, slots in optimizer.state_dict()["state"].items() if optimizer else ():
+        tensors.update({f"{name}.adam.{index}.{slot}": value for slot, value in slots.items()})
+    return tensors
+
+
+def unpack(tensors, name, network, optimizer=None):
+    """Load what `pack` made. Raises RuntimeError or KeyError if it belongs to another network."""
+    tensors = under(f"{name}.", tensors)
+    moments = under("adam.", tensors)
+    network.load_state_dict({key: value for key, value in tensors.items() if not key.startswith("adam.")})
+    if optimizer:
+        slots, parameters = {}, list(network.parameters())
+        for key, value in moments.items():
+            index, slot = key.split(".")
+            if value.dim():  # in its parameter's memory format: fused Adam goes through both as they lie in memory
+                value = torch.empty_like(parameters[int(index)]).copy_(value)
+            slots.setdefault(int(index), {})[slot] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+
+
+def under(prefix, tensors):
+    """The tensors whose names begin with a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
 # --- the log ---------------------------------------------------------------------------------------------------------
 
 
@@ -96,7 +127,11 @@ class Log:
     """A training's rows, a JSON object a line in <folder>/log.jsonl; if wanted, for TensorBoard too, in <folder>/tensorboard."""
 
     def __init__(self, folder, tensorboard=False):
-        self.folder, self.tensorboard, self._writer = Path(folder), tensorboard, None
+        self.folder, self.tensorboard, self._writer = Path(folder), None, None
+        if tensorboard:  # imported here, because it is optional, and at once, because without it one wants to know now
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.tensorboard = SummaryWriter
 
     def append(self, kind, row):
         """Log a row, a dict of numbers with its "step", under its kind, "train" or "valid"."""
@@ -105,10 +140,8 @@ class Log:
             file.write(json.dumps({"kind": kind, **row}) + "\n")
         if self.tensorboard:
             if self._writer is None:
-                from torch.utils.tensorboard import SummaryWriter  # here: it is optional
-
                 # What is there from this step on belongs to a run that was cut off: TensorBoard is to hide it.
-                self._writer = SummaryWriter(self.folder / "tensorboard", purge_step=row["step"])
+                self._writer = self.tensorboard(self.folder / "tensorboard", purge_step=row["step"])
             for name in row.keys() - {"step"}:
                 self._writer.add_scalar(f"{kind}/{name}", row[name], row["step"])
             self._writer.flush()

@@ -33,7 +33,7 @@ from datasets import PairDataset, PatchDataset
 from imresize import imresize
 from models import Discriminator, SRResNet, load_generator
 from solver import GANSolver, PretrainSolver, TrainingDiverged, content_loss
-from states import read_newest, read_state, state_files
+from states import read_newest
 from utils import seed_everything, write_image
 
 STAGES = ["pretrain", "gan"]
@@ -314,10 +314,10 @@ def test_another_batch_size_goes_on_after_the_same_part_of_the_epoch(images, tmp
 
 def rewrite(path, change):
     """Put another state in the place of one: change(tensors, facts) edits them."""
-    tensors, facts = read_state(path)
+    tensors, facts = states.read(path)
     change(tensors, facts)
     path.unlink()
-    return states.write_state(path.parent, facts["step"], tensors, facts, keep_last=99)
+    return states.write(path.parent, facts["step"], tensors, facts, keep_last=99)
 
 
 def test_states_of_older_versions_are_read(images, uninterrupted, tmp_path):
@@ -328,7 +328,7 @@ def test_states_of_older_versions_are_read(images, uninterrupted, tmp_path):
         facts["scaler"] = None
         del facts["batch"], facts["batches_per_epoch"], facts["identity"]["warmup_steps"]
 
-    rewrite(state_files(tmp_path / "run")[-1], age)
+    rewrite(states.files(tmp_path / "run")[-1], age)
     solver = make("gan", images, tmp_path / "run")
     assert solver.resume()
     assert (solver.epoch, solver.batch, solver.step) == (3, 0, 12)
@@ -356,7 +356,7 @@ def bit_flipped(data):
 @pytest.mark.parametrize("damage", [truncated, bit_flipped, lambda data: b""], ids=["truncated", "flipped", "empty"])
 def test_a_damaged_newest_state_is_named_and_skipped(damage, images, uninterrupted, tmp_path):
     shutil.copytree(uninterrupted["pretrain"].folder, tmp_path / "run")
-    older, newest = state_files(tmp_path / "run")
+    older, newest = states.files(tmp_path / "run")
     newest.write_bytes(damage(newest.read_bytes()))
     solver = make("pretrain", images, tmp_path / "run")
     with pytest.warns(UserWarning, match=newest.name):
@@ -364,8 +364,8 @@ def test_a_damaged_newest_state_is_named_and_skipped(damage, images, uninterrupt
     assert solver.last_state == older
     solver.fit()
     assert_same(solver, uninterrupted["pretrain"])
-    older, newest = state_files(tmp_path / "run")
-    assert read_state(newest)[1]["step"] == 12
+    older, newest = states.files(tmp_path / "run")
+    assert states.read(newest)[1]["step"] == 12
 
     for path in (older, newest):
         path.write_bytes(damage(path.read_bytes()))
@@ -399,10 +399,10 @@ def test_a_state_with_code_in_it_runs_none(images, uninterrupted, tmp_path):
 def test_which_states_are_kept(images, tmp_path):
     solver = make("pretrain", images, tmp_path / "run", epochs=7, keep_last=2, keep_every=3)
     solver.fit()
-    assert [read_state(path)[1]["epoch"] for path in solver.states()] == [3, 6, 7]
+    assert [states.read(path)[1]["epoch"] for path in solver.states()] == [3, 6, 7]
     solver = make("pretrain", images, tmp_path / "one", keep_last=1)
     solver.fit()
-    assert [read_state(path)[1]["epoch"] for path in solver.states()] == [3]
+    assert [states.read(path)[1]["epoch"] for path in solver.states()] == [3]
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------
@@ -423,7 +423,7 @@ def test_a_nan_stops_before_it_is_saved_and_retry_goes_on(stage, images, tmp_pat
     with pytest.raises(TrainingDiverged):
         solver.save()
     for path in solver.states():
-        assert all(value.isfinite().all() for value in read_state(path)[0].values() if value.is_floating_point())
+        assert all(value.isfinite().all() for value in states.read(path)[0].values() if value.is_floating_point())
 
     solver.retry()
     assert (solver.step, solver.learning_rate(4)) == (4, 0.5 * make(stage, images, tmp_path / "x").learning_rate(4))
@@ -440,7 +440,7 @@ def test_a_weight_that_is_not_finite_is_not_saved(images, tmp_path, monkeypatch)
     at_step(monkeypatch, solver, 4, lambda losses: solver.generator.tail.bias.data.fill_(float("inf")) is None)
     with pytest.raises(TrainingDiverged, match=r"tail\.bias is not finite at step 4.*state-000000000"):
         solver.fit()
-    assert [read_state(path)[1]["step"] for path in solver.states()] == [0]
+    assert [states.read(path)[1]["step"] for path in solver.states()] == [0]
     assert not (tmp_path / "run.safetensors").exists()
 
 
