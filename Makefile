@@ -1,8 +1,8 @@
 # Two commands matter: `make run` and `make test`. `make help` lists the others.
 PYTHON ?= python3
 BIN := .venv/bin
-# Committed notebooks keep plain text and one line per progress bar: carriage returns are resolved, widgets never used.
-EXECUTE := $(BIN)/jupyter nbconvert --to notebook --execute --inplace --coalesce-streams
+NOTEBOOKS := train.ipynb test.ipynb super_resolution.ipynb
+CONVERT := $(BIN)/jupyter nbconvert --to notebook --inplace
 QUICK := -p preset quick -p lists data/embedded/lists -p results results/quick
 
 .PHONY: help run test lint format notebooks bench soak clean
@@ -43,7 +43,8 @@ format: .venv/installed-dev ## let ruff lay the code out
 	$(BIN)/ruff format .
 
 notebooks: .venv/installed ## run the committed notebooks on the data in data/, in place (training goes on where it stopped)
-	$(EXECUTE) train.ipynb test.ipynb super_resolution.ipynb
+	$(CONVERT) --execute $(NOTEBOOKS)
+	$(CONVERT) --coalesce-streams $(NOTEBOOKS)  # of each progress bar its last line
 
 bench: .venv/installed-dev ## speed, side by side with the usual ways
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -139,7 +139,7 @@ def _strips(generator, image, tile, device, ensemble, progress, out=None):
     height, width, channels = image.shape
     tile = _tile_size(generator, tile, device)
     megapixels = height * width * SCALE**2 / 1e6
-    bar = tqdm(total=round(megapixels, 3), unit="MP", disable=not progress, bar_format=_BAR)
+    bar = tqdm(total=megapixels + 1e-9, unit="MP", disable=not progress, bar_format=_BAR)
     with bar, _inference(generator, device):
         for top, _, bottom, _ in _grid((0, 0, height, width), tile, width):
             if out is None:
