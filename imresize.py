@@ -40,9 +40,8 @@ def imresize(image, scale, *, kernel="bicubic", antialiasing=True, padding="symm
     7. Integer types are rounded, halves away from zero, and saturated after *each* dimension; floats never. [f]
 
     Memory, arrays: beside input and output one intermediate of the input's type (one dimension resized) and less than
-    6 MiB; two where uint8 is reduced to 1/2, 1/3 or 1/4 and a side has a remainder. An array that is not contiguous
-    may be copied first. Memory, tensors off the fast path (see below): the same, and sums over a few planes (H, W) at a
-    time, in float64 for integers and float32 for half types.
+    6 MiB. An array that is not contiguous may be copied first. Memory, tensors off the fast path (see below): the same,
+    and sums over a few planes (H, W) at a time, in float64 for integers and float32 for half types.
 
     Raises TypeError or ValueError, saying what was given and what is accepted. An array with NaN or infinite values is a
     ValueError. A tensor is not searched for them: that would stall the GPU at each call, and in training the NaN must
@@ -269,18 +268,23 @@ def _fast_pass(x, axis, scale, padding):
     order = torch.channels_last if x.stride(1) == 1 and x.shape[1] > 1 else torch.contiguous_format
     x = x.contiguous(memory_format=order)
     # A unit comes out right with two others on either side.
-    if x.numel() <= _SMALL or units < 3:  # small: two more are attached to each border
+    if x.numel() <= _SMALL or units < 3 or x.shape[5 - dim] == 1:  # small: two more are attached to each border
         before, after = (-2 * step_in, 0), (length, (units + 2) * step_in)
         x = torch.cat([_take(x, dim, padding, before), x, _take(x, dim, padding, after)], dim)
         out = _interpolate(x, dim, (units + 4) * step_out).narrow(dim, 2 * step_out, units * step_out)
         return out.contiguous(memory_format=order)
+    if length % step_in:  # the unit that sticks out would have to be attached to a copy: instead, small strips
+        shape = list(x.shape)
+        shape[dim] = units * step_out
+        out = torch.empty(shape, dtype=x.dtype, memory_format=order)
+        strips = min(-(-x.numel() // _SMALL), x.shape[5 - dim])
+        for source, goal in zip(x.tensor_split(strips, 5 - dim), out.tensor_split(strips, 5 - dim), strict=True):
+            goal.copy_(_fast_pass(source, axis, scale, padding))
+        return out
     # Large: no second copy of the image. The three outer units of each border come from strips of seven.
-    whole = length // step_in
-    out = _interpolate(x.narrow(dim, 0, whole * step_in), dim, whole * step_out)
+    out = _interpolate(x, dim, units * step_out)
     first, last = (-2 * step_in, 5 * step_in), ((units - 5) * step_in, (units + 2) * step_in)
     strips = _interpolate(_take(x, dim, padding, first, last), dim, 14 * step_out)
-    if units > whole:
-        out = torch.cat([out, strips.narrow(dim, 11 * step_out, step_out)], dim)
     out.narrow(dim, 0, 3 * step_out).copy_(strips.narrow(dim, 2 * step_out, 3 * step_out))
     out.narrow(dim, (units - 3) * step_out, 3 * step_out).copy_(strips.narrow(dim, 9 * step_out, 3 * step_out))
     return out
