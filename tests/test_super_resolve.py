@@ -125,6 +125,29 @@ def test_memory_that_runs_out_halves_the_pieces(tiny, monkeypatch):
         super_resolve(tiny, image, progress=False)
 
 
+def test_progress_ends_at_all_of_it_even_if_pieces_are_done_again(tiny, monkeypatch):
+    bars = []
+
+    class Bar(module.tqdm):
+        def close(self):
+            bars.append((self.n, self.total))
+            super().close()
+
+    calls, from_features = [], module._from_features
+
+    def scarce(generator, features):
+        calls.append(features)
+        if len(calls) == 2:
+            raise MemoryError
+        return from_features(generator, features)
+
+    monkeypatch.setattr(module, "tqdm", Bar)
+    monkeypatch.setattr(module, "_from_features", scarce)
+    super_resolve(tiny, photo(100, 120), tile=120)
+    assert len(calls) > 2
+    assert bars[0] == pytest.approx((0.192, 0.192), abs=1e-6)
+
+
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny, monkeypatch):
     def broken(generator, lr):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

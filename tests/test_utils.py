@@ -3,6 +3,7 @@
 import csv
 import io
 import random
+import struct
 
 import numpy as np
 import pytest
@@ -83,6 +84,34 @@ def test_cmyk_with_a_damaged_profile_is_read_by_the_plain_formula(tmp_path):
     path = save(tmp_path, Image.new("CMYK", (8, 8), (0, 255, 0, 0)), "image.tif", icc_profile=b"no profile")
     assert utils.read_image(path)[0, 0].tolist() == [255, 0, 255]
     assert "icc_profile" not in utils.open_image(path).info
+
+
+def black_only_profile():
+    """An ICC profile (version 2, table "mft1") by which only K is visible: lightness falls with it, C, M and Y print nothing."""
+    grid = np.full((2, 2, 2, 2, 3), 128, np.uint8)  # C, M, Y, K at 0 or full -> L, a, b; 128 is 0 for a and b
+    grid[..., 0, 0], grid[..., 1, 0] = 255, 0
+    ramp, identity = bytes(range(256)), struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
+    table = b"mft1" + struct.pack(">IBBBB", 0, 4, 3, 2, 0) + identity + 4 * ramp + grid.tobytes() + 3 * ramp
+    header = struct.pack(">I4sI", 144 + len(table), b"test", 0x02200000) + b"prtrCMYKLab " + bytes(12) + b"acsp"
+    header += bytes(28) + struct.pack(">3i", 63190, 65536, 54061)  # the white point D50
+    return header.ljust(128, b"\0") + struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
+
+
+def test_cmyk_is_converted_by_its_profile_and_keeps_the_rest(tmp_path):
+    pixels = np.array([[[255, 0, 0, 0], [0, 255, 255, 0], [0, 0, 0, 255], [0, 0, 0, 128]]], np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    options = {"icc_profile": black_only_profile(), "dpi": (300, 300), "exif": exif}
+    image = utils.open_image(save(tmp_path, Image.fromarray(pixels, mode="CMYK"), "image.tif", **options))
+    # L* = 50 is sRGB 119; the row is turned by 180 degrees.
+    assert np.abs(np.array(image)[0, :, 0].astype(int) - [118, 0, 255, 255]).max() <= 2
+    assert image.info["dpi"] == pytest.approx((300, 300))
+    assert image.info["icc_profile"] != options["icc_profile"]  # sRGB's now
+
+
+def test_only_the_listed_formats_are_opened(tmp_path, photo):
+    with pytest.raises(OSError, match=r"of a kind that is not read"):
+        utils.read_image(save(tmp_path, Image.fromarray(photo), "image.pcx"))
 
 
 def test_a_profile_for_another_mode_does_not_stop_cmyk(tmp_path):
