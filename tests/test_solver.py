@@ -401,7 +401,10 @@ def test_which_states_are_kept(images, tmp_path):
     solver.fit()
     assert [states.read(path)[1]["epoch"] for path in solver.states()] == [3, 6, 7]
     solver = make("pretrain", images, tmp_path / "one", keep_last=1)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / ".tmp-0123.safetensors").write_bytes(b"of a process that was killed while it wrote")
     solver.fit()
+    assert not list((tmp_path / "one").glob(".tmp*"))
     assert [states.read(path)[1]["epoch"] for path in solver.states()] == [3]
 
 
@@ -433,6 +436,13 @@ def test_a_nan_stops_before_it_is_saved_and_retry_goes_on(stage, images, tmp_pat
     solver.fit()
     assert solver.step == 12
     assert all(np.isfinite(list(row.values())).all() for row in solver.history["train"])
+
+
+def test_a_loss_that_is_not_finite_is_not_saved(images, tmp_path, monkeypatch):
+    solver = make("pretrain", images, tmp_path / "run", log_every=100, checkpoint_minutes=0)
+    at_step(monkeypatch, solver, 3, lambda losses: {name: value * float("inf") for name, value in losses.items()})
+    with pytest.raises(TrainingDiverged, match=r"A loss is not finite at step 3 .*state-000000002"):
+        solver.fit()
 
 
 def test_a_weight_that_is_not_finite_is_not_saved(images, tmp_path, monkeypatch):
@@ -472,13 +482,16 @@ def test_out_of_memory_says_which_batch_fits(stage, images, tmp_path, monkeypatc
     assert solver.step == 12
 
 
-def full(path, data):
-    with open(path, "wb") as file:
-        file.write(data[: len(data) // 2])
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.parametrize("folder", ["run", "."])  # of the state; of the generator
+def test_a_full_disk_leaves_the_state_before_whole(folder, images, uninterrupted, tmp_path, monkeypatch):
+    write_bytes = Path.write_bytes
 
+    def full(path, data):
+        if path.parent != tmp_path / folder:
+            return write_bytes(path, data)
+        write_bytes(path, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-def test_a_full_disk_leaves_the_state_before_whole(images, uninterrupted, tmp_path, monkeypatch):
     solver = make("pretrain", images, tmp_path / "run")
     solver.fit(2)
     good = solver.last_state
@@ -487,6 +500,7 @@ def test_a_full_disk_leaves_the_state_before_whole(images, uninterrupted, tmp_pa
         with pytest.raises(OSError, match=f"(?s)No space left.*step 12.*whole: .*{good.name}.*Make room") as failed:
             solver.fit()
     assert failed.value.errno == errno.ENOSPC
+    assert solver.states()[-1] == good
     assert not list(tmp_path.rglob(".tmp*"))
 
     again = make("pretrain", images, tmp_path / "run")
@@ -642,8 +656,8 @@ def test_tensorboard(images, tmp_path, monkeypatch):
     solver.retry()
     solver.fit()
     events = reader.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    shown = {event.step: event.value for event in events.Scalars("train/content_loss")}
-    assert shown == pytest.approx({row["step"]: row["content_loss"] for row in solver.history["train"]})
+    shown = [(event.step, event.value) for event in events.Scalars("train/content_loss")]
+    assert shown == [(row["step"], pytest.approx(row["content_loss"])) for row in solver.history["train"]]
     assert len(events.Scalars("valid/psnr")) == 3
 
 

@@ -14,7 +14,7 @@ from test_solver import STAGES, make, make_images, state_of
 
 import solver as solver_module
 from models import load_generator
-from solver import GANSolver, PretrainSolver
+from solver import GANSolver, PretrainSolver, TrainingDiverged
 from states import read_newest
 
 
@@ -85,7 +85,18 @@ def stop_one_and_go_on(folder):
     assert solver.resume() and (solver.step, solver.batch) == (10, 2)
     solver.fit()
 
+    class Poisoned(GANSolver):
+        def training_step(self, lr, hr):
+            losses = super().training_step(lr, hr)
+            return {k: v * float("nan") for k, v in losses.items()} if self.accelerator.process_index == 1 else losses
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["test_solver"], "GANSolver", Poisoned)
+        with pytest.raises(TrainingDiverged, match="at step 1 "):  # what one process meets stops all
+            make("gan", images, folder / "poisoned", patches=8).fit()
+
     damaged = make("gan", images, folder / "damaged", patches=8)
+    assert not damaged.networks["discriminator"].broadcast_buffers
     damaged.save()
     solver.accelerator.wait_for_everyone()
     if damaged.is_main:
@@ -113,7 +124,11 @@ def run_two(folder):
         )
         for rank in range(2)
     ]
-    return [(worker.communicate()[0], worker.returncode) for worker in workers]
+    try:
+        return [(worker.communicate(timeout=600)[0], worker.returncode) for worker in workers]
+    finally:
+        for worker in workers:  # one that failed leaves the other waiting
+            worker.kill()
 
 
 @pytest.fixture(scope="module")
