@@ -224,14 +224,18 @@ def fresh_process():
 @POSIX
 def test_killed_anywhere_and_resumed_is_bit_identical(stage, kills, images, tmp_path, fresh_process):
     epochs = 2 if kills < 10 else 6
-    lines = fresh_process(stage, images, tmp_path / "whole", None, {"epochs": epochs})
-    assert lines > 1000
+    fresh_process(stage, images, tmp_path / "whole", None, {"epochs": epochs})
 
     often = {"epochs": epochs, "checkpoint_minutes": 0}  # a state after each step: many kills fall into writing one
-    moments = random.Random(kills)
+    whole_run = fresh_process(stage, images, tmp_path / "counted", None, often)
+    only_resumed = fresh_process(stage, images, tmp_path / "counted", None, often)
+    moments, steps = random.Random(kills), set()
     for _ in range(kills):
-        killed = fresh_process(stage, images, tmp_path / "killed", moments.randrange(1, lines * 2 // kills), often)
+        moment = moments.randrange(1, only_resumed + 2 * (whole_run - only_resumed) // kills)
+        killed = fresh_process(stage, images, tmp_path / "killed", moment, often)
         assert killed is None, "it came to its end before it was killed"
+        steps.add(state_of(tmp_path / "killed")[1]["step"] if states.files(tmp_path / "killed") else None)
+    assert len(steps) > kills // 2  # it went on in between
     assert fresh_process(stage, images, tmp_path / "killed", None, often)
 
     assert_same(tmp_path / "killed", tmp_path / "whole")
