@@ -514,7 +514,7 @@ def folder(tmp_path, tiny, monkeypatch):
 
 
 def test_the_command_line_goes_on_and_sums_up(folder, tiny, capsys):
-    assert module.main(["照片 1", "-o", "out", "--device", "cpu"]) == 1
+    assert module.main(["照片 1", "照片 1/a.jpg", "-o", "out", "--device", "cpu"]) == 1  # a.jpg is named twice
     printed = capsys.readouterr()
     assert "2 enlarged, 0 skipped, 1 failed" in printed.out and "c.png" in printed.err
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "b.png"]
