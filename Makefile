@@ -5,7 +5,7 @@ NOTEBOOKS := train.ipynb test.ipynb super_resolution.ipynb
 CONVERT := $(BIN)/jupyter nbconvert --to notebook --inplace
 QUICK := -p preset quick -p lists data/embedded/lists -p results results/quick
 
-.PHONY: help run test lint format notebooks bench soak clean
+.PHONY: help run test lint format notebooks bench ablations soak clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -47,7 +47,10 @@ notebooks: .venv/installed ## run the committed notebooks on the data in data/, 
 	$(CONVERT) --coalesce-streams $(NOTEBOOKS)  # of each progress bar its last line
 
 bench: .venv/installed-dev ## speed, side by side with the usual ways
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/ablations.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+
+ablations: .venv/installed ## what each idea of the recipe is worth, into results/ablations.csv (half an hour on two cores)
+	$(BIN)/python benchmarks/ablations.py
 
 clean: ## remove what `make run` made and the environment; data/ and checkpoints/ of your own stay
 	rm -rf .venv runs results/quick checkpoints/quick data/embedded .pytest_cache .ruff_cache

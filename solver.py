@@ -27,12 +27,14 @@ from datasets import PairDataset, PatchDataset, PatchLoader
 from losses import bce, content_loss, default_content_weight, mse
 from metrics import evaluate, mean
 from models import Discriminator, SRResNet, save_generator
+from optimizers import Muon
 from processes import deferred_signals, ignore_ended_children, on_first_process, share_batch_norm
-from utils import keep_freed_memory, seed_everything, to_array, to_tensor
+from utils import can_compile, computes_in_bf16, keep_freed_memory, seed_everything, to_array, to_tensor
 
 # Settings that change how a run is kept or shown, not what it computes: they may differ when it goes on.
 BOOKKEEPING = {"num_workers", "log_every", "checkpoint_minutes", "keep_last", "keep_every", "tensorboard"}
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": None}
+OPTIMIZERS = {"adam": lambda network, **how: torch.optim.Adam(network.parameters(), **how), "muon": Muon}
 SCHEDULES = {  # factor of the learning rate where a part (0 to 1) of the training is done
     "constant": lambda done: 1.0,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),  # to zero
@@ -70,8 +72,10 @@ class Solver:
         learning_rate=1e-4,  # Adam's (paper, section 3.2)
         schedule="constant",  # one of SCHEDULES
         warmup_steps=0,  # linear, from zero
+        optimizer="adam",  # the paper's; "muon": see optimizers.py
         ema_decay=0.999,  # half-life of the averaged generator: 693 steps
-        mixed_precision="no",  # "bf16" or "fp16" on GPUs that are faster with it
+        mixed_precision="no",  # "bf16" or "fp16" where they are faster; "auto": bf16 on processors that compute in it
+        compile=False,  # torch.compile: a minute to begin with, faster steps after it
         num_workers=0,  # the patch store is faster than workers' queues
         log_every=20,  # steps between rows of the history; reading a loss makes a GPU wait
         checkpoint_minutes=10,  # between states, besides one each epoch
@@ -85,7 +89,7 @@ class Solver:
         if unknown:
             raise ValueError(f"{type(self).__name__} has no setting {sorted(unknown)}; it has {sorted(self.DEFAULTS)}")
         self.config = {**self.DEFAULTS, **config}
-        for name, choices in (("schedule", SCHEDULES), ("mixed_precision", PRECISIONS)):
+        for name, choices in (("schedule", SCHEDULES), ("mixed_precision", PRECISIONS), ("optimizer", OPTIMIZERS)):
             if self.config[name] not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}; not {self.config[name]!r}")
         self.folder, self.valid_pairs, self.dataset = Path(folder), valid_pairs, dataset
@@ -97,6 +101,8 @@ class Solver:
         if self.device.type == "cpu":
             keep_freed_memory()
         precision = self.config["mixed_precision"]
+        if precision == "auto":
+            precision = "bf16" if computes_in_bf16(self.device) else "no"
         self.autocast = torch.autocast(self.device.type, PRECISIONS[precision], enabled=precision != "no")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
@@ -105,7 +111,10 @@ class Solver:
         self.networks, self.optimizers = {}, {}
         for name, network in networks.items():
             network = network.to(self.device, memory_format=torch.channels_last).train()
-            self.optimizers[name] = torch.optim.Adam(network.parameters(), fused=self.device.type != "mps")
+            optimizer = OPTIMIZERS[self.config["optimizer"]]
+            self.optimizers[name] = optimizer(network, fused=self.device.type != "mps")
+            if self.config["compile"] and can_compile(self.device):
+                network.compile()
             if self.accelerator.num_processes > 1:
                 network = self.accelerator.prepare(share_batch_norm(network, self.device))
                 # Two forwards before a backward (real and generated images) fail if buffers are broadcast in between.

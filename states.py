@@ -106,7 +106,7 @@ def unpack(tensors, name, network, optimizer=None):
     moments = under("adam.", tensors)
     network.load_state_dict({key: value for key, value in tensors.items() if not key.startswith("adam.")})
     if optimizer:
-        slots, parameters = {}, list(network.parameters())
+        slots, parameters = {}, [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for key, value in moments.items():
             index, slot = key.split(".")
             if value.dim():  # in its parameter's memory format: fused Adam goes through both as they lie in memory

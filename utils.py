@@ -50,6 +50,24 @@ def pick_device(name=None):
     return device
 
 
+def computes_in_bf16(device):
+    """Whether bfloat16 is faster than float32 there: GPUs with tensor cores for it, CPUs with AVX512_BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def can_compile(device):
+    """Whether `torch.compile` works there, which needs a C++ compiler or Triton; warns if not, and takes a few seconds."""
+    try:
+        x = torch.ones(8, device=device, requires_grad=True)
+        torch.compile(lambda x: (2 * x).relu().sum())(x).backward()
+    except Exception as error:
+        warnings.warn(f"torch.compile does not work here ({str(error).splitlines()[0]}): going on without", stacklevel=2)
+        return False
+    return True
+
+
 def keep_freed_memory():
     """Let glibc keep freed memory for the next step instead of returning it to the system; call once, before training.
 
