@@ -1,5 +1,7 @@
 """The losses of the SRGAN paper, of batches of images (N, 3, H, W) in [0, 1]; how they are weighed is the solver's.
 
+Networks may compute in half precision: losses are summed up in float32.
+
 Ledig et al. 2017, section 2.2.
 """
 
@@ -11,11 +13,12 @@ from models import VGGFeatures
 
 def mse(sr, hr):
     """Mean squared error in the paper's range: images in [0, 1] differ by twice as much in [-1, 1]."""
-    return 4 * F.mse_loss(sr, hr)
+    return 4 * F.mse_loss(sr.float(), hr.float())
 
 
 def bce(logits, target):
     """Binary cross-entropy of logits (N,) against one target for all: 1.0 real, 0.0 generated."""
+    logits = logits.float()
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
 
 
@@ -30,7 +33,7 @@ def content_loss(name, vgg_weights=None, device="cpu"):
     def vgg_loss(sr, hr):
         with torch.no_grad():
             wanted = features(hr)
-        return F.mse_loss(features(sr), wanted)
+        return F.mse_loss(features(sr).float(), wanted.float())
 
     return vgg_loss, features.source
 

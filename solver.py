@@ -525,6 +525,9 @@ class GANSolver(Solver):
         content_weight: of the content loss, or None for one that fits the features' scale (`default_content_weight`).
         adversarial_weight: 1e-3 (paper, equation 3).
         vgg_weights: see `VGGFeatures`.
+        jitter: the discriminator and VGG19 see crops that are this many pixels smaller, at another offset each step.
+            Their strided layers and poolings have a grid, and so has the generator (4 x 4 sub-pixels). Where the grids
+            always meet in the same way, gradients of the one become a checkerboard in the other. 0: as in the paper.
     """
 
     DEFAULTS = {
@@ -533,6 +536,7 @@ class GANSolver(Solver):
         "content_weight": None,
         "adversarial_weight": 1e-3,
         "vgg_weights": None,
+        "jitter": 0,
     }
 
     def __init__(self, generator, discriminator, dataset, config, folder, valid_pairs=None):
@@ -543,6 +547,7 @@ class GANSolver(Solver):
 
     def training_step(self, lr, hr):
         sr = self.networks["generator"](lr)
+        sr, hr = self._jittered(sr), self._jittered(hr)
 
         # Discriminator: call the photographs real and the generator's images generated. Each kind goes through on its
         # own, for batch norm's statistics; `detach` because this paragraph must not move the generator.
@@ -568,6 +573,13 @@ class GANSolver(Solver):
             "d_generated": generated.sigmoid().mean(),  # D(G(z))
         }
 
+    def _jittered(self, image):
+        jitter, (height, width) = self.config["jitter"], image.shape[2:]
+        if not jitter:
+            return image
+        top, left = self.step % jitter, self.step // jitter % jitter  # all offsets in turn
+        return image[..., top : top + height - jitter, left : left + width - jitter]
+
     def derived(self, row):
         return {"content_to_adversarial": row["content_loss"] / max(row["adversarial_loss"], 1e-12)}
 
@@ -592,8 +604,9 @@ def train(settings, allow_changes=False):
 
     Args:
         settings: dict of seed, crop_size, patches_per_image, train_list, valid_list, num_valid_images, folder; pretrain
-            (into <folder>/srresnet); gan and, if wanted, base (the base mode): settings for a `GANSolver` and, if they
-            are other than usual, name (into <folder>/<name>), start ("pretrained" or "random") and patches_per_image.
+            (into <folder>/srresnet); gan and, if wanted, gan_mse (another content loss, for comparison) and base (the
+            base mode): settings for a `GANSolver` and, if they are other than usual, name (into <folder>/<name>),
+            start ("pretrained" or "random") and patches_per_image.
             generator, discriminator: arguments for `SRResNet` and `Discriminator`.
         allow_changes: see `Solver.resume`.
     """
@@ -612,7 +625,12 @@ def train(settings, allow_changes=False):
     seed_everything(settings["seed"])
     if "pretrain" in settings:
         pretrained = run(PretrainSolver, [SRResNet(**shape)], "srresnet", settings["pretrain"])
-    for stage, usual in (("gan", dict(name="srgan", start="pretrained")), ("base", dict(name="base", start="random"))):
+    usually = dict(
+        gan=dict(name="srgan", start="pretrained"),
+        gan_mse=dict(name="srgan_mse", start="pretrained"),
+        base=dict(name="base", start="random"),
+    )
+    for stage, usual in usually.items():
         if stage in settings:
             seed_everything(settings["seed"])
             config = {**usual, **settings[stage]}
