@@ -7,6 +7,8 @@ from collections import defaultdict
 
 import torch
 
+from utils import computes_in_bf16
+
 
 class Muon(torch.optim.Adam):
     """Adam, but for the hidden convolutions, whose averaged gradient is made orthogonal before each step.
@@ -59,12 +61,14 @@ class Muon(torch.optim.Adam):
 def orthogonal(matrices):
     """(K, m, n) -> (K, m, n): nearly the nearest matrices with orthonormal rows or columns, singular values 0.7 to 1.2.
 
-    Five Newton-Schulz iterations with Jordan's coefficients, in bfloat16: they are robust against its rounding.
+    Five Newton-Schulz iterations with Jordan's coefficients, in bfloat16 where that is fast: they bear its rounding.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = (matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-12)).bfloat16()
-    if x.shape[1] > x.shape[2]:
+    if matrices.shape[1] > matrices.shape[2]:
         return orthogonal(matrices.mT).mT
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-12)
+    if computes_in_bf16(x.device):
+        x = x.bfloat16()
     for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
