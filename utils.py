@@ -50,6 +50,14 @@ def pick_device(name=None):
     return device
 
 
+def device_name(device):
+    """What to call a device in a table: "NVIDIA H100 80GB HBM3", "CPU, 2 threads"."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type.upper()
+
+
 def computes_in_bf16(device):
     """Whether bfloat16 is faster than float32 there: GPUs with tensor cores for it, CPUs with AVX512_BF16 or AMX."""
     if device.type == "cuda":
@@ -63,7 +71,9 @@ def can_compile(device):
         x = torch.ones(8, device=device, requires_grad=True)
         torch.compile(lambda x: (2 * x).relu().sum())(x).backward()
     except Exception as error:
-        warnings.warn(f"torch.compile does not work here ({str(error).splitlines()[0]}): going on without", stacklevel=2)
+        warnings.warn(
+            f"torch.compile does not work here ({str(error).splitlines()[0]}): going on without", stacklevel=2
+        )
         return False
     return True
 

@@ -26,7 +26,7 @@ from data import CROP, OpenedPerPatch, made_list  # noqa: E402
 from datasets import PatchDataset  # noqa: E402
 from models import SRResNet  # noqa: E402
 from solver import PretrainSolver  # noqa: E402
-from utils import computes_in_bf16, pick_device  # noqa: E402
+from utils import computes_in_bf16, device_name, pick_device  # noqa: E402
 
 OURS = dict(learning_rate=1e-3, optimizer="muon", mixed_precision="auto", compile=True)
 
@@ -158,9 +158,8 @@ def main():
     best = {
         which: {what: min(r[which][what] for r in rounds) for what in ("step", "loop")} for which in ("plain", "ours")
     }
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(
-        f"\nSRResNet, batches of {arguments.batch} patches of {CROP} x {CROP}, {where}, the best of {arguments.rounds}:"
+        f"\nSRResNet, batches of {arguments.batch} patches of {CROP} x {CROP}, {device_name(device)}, best of {arguments.rounds}:"
     )
     for what, title in (("step", "the step alone"), ("loop", "with its data")):
         times = [best[which][what] for which in ("plain", "ours")]
