@@ -1,4 +1,4 @@
-"""The networks of the SRGAN paper, and how to save and load a generator; nothing about training.
+"""The networks of the SRGAN paper; how to save, load and mix generators; nothing about training.
 
 Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network", CVPR 2017
 (https://arxiv.org/abs/1609.04802). Images are float RGB tensors in [0, 1]; the paper's [-1, 1] stays inside the networks.
@@ -6,6 +6,8 @@ Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a Generative 
 Legend of the comments: N is the batch, h and w the LR size, so HR is (N, 3, 4h, 4w).
 """
 
+import copy
+import itertools
 import json
 import os
 from pathlib import Path
@@ -252,6 +254,86 @@ _VGG_HELP = (
 )
 
 
+# --- between two generators ------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def interpolate(generator_a, generator_b, alpha, batches=None):
+    """The generator between two, weight by weight: (1 - alpha) a + alpha b (Wang et al., ESRGAN, 2018, section 3.4).
+
+    From SRResNet (0) to the SRGAN that was trained from it (1) the way leads from smooth to sharp. Networks that were
+    not trained one from the other have no such way between them.
+
+    Args:
+        generator_a, generator_b: two `SRResNet` of one architecture; left as they are.
+        alpha: 0 to 1; 0 is a, 1 is b, to the bit.
+        batches: LR batches (N, 3, h, w) of training patches, from which `reestimate_batch_norm` takes the mixture's
+            statistics; None mixes the statistics as the weights.
+
+    Returns:
+        A new `SRResNet` in eval mode, on a's device; its `info` tells alpha and the training of both.
+
+    Raises:
+        ValueError: two architectures, or alpha is not in [0, 1].
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is 0 (the first generator) to 1 (the second), not {alpha}")
+    one, other = _architecture(generator_a), _architecture(generator_b)
+    if one != other:
+        raise ValueError(f"only generators of one architecture can be mixed, these are {one} and {other}")
+    mixture = copy.deepcopy(generator_a).eval()
+    theirs = generator_b.state_dict()
+    for key, value in mixture.state_dict().items():  # the tensors themselves: written in place
+        if value.is_floating_point():
+            value.lerp_(theirs[key].to(value), alpha)
+        elif alpha > 0.5:
+            value.copy_(theirs[key])  # batches counted
+    infos = {name: getattr(generator, "info", {}) for name, generator in (("a", generator_a), ("b", generator_b))}
+    mixture.info = {"alpha": alpha, **infos}
+    return mixture if batches is None else reestimate_batch_norm(mixture, batches)
+
+
+@torch.no_grad()
+def reestimate_batch_norm(generator, batches):
+    """Take the means and variances of a generator's batch norms anew, and plainly: averages over `batches`.
+
+    Of weights that were averaged or mixed, the averaged or mixed statistics are not the statistics. In eval mode they
+    shift and scale the features all the same, which SRGANs show as coloured blobs.
+
+    Args:
+        generator: any network with batch norms; changed in place, its mode stays.
+        batches: LR batches (N, 3, h, w) of training patches, float in [0, 1], on any device; at least one. Each counts
+            the same. The batch norms see them as in training, normalised by themselves; the variances are unbiased.
+
+    Returns:
+        The generator.
+
+    Raises:
+        ValueError: no batches; the generator is as it was.
+    """
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("no batches to take batch-norm statistics from")
+    modes = [(module, module.training) for module in generator.modules()]
+    norms = [module for module, _ in modes if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    some_weight = next(generator.parameters())
+    try:
+        generator.train()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # PyTorch's word for a plain average over all batches since the reset
+        for lr in itertools.chain([first], batches):
+            generator(lr.to(some_weight))  # device and type
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, training in modes:
+            module.training = training
+    return generator
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -267,11 +349,15 @@ def save_generator(path, generator, **info):
 
     from utils import atomic_path
 
-    architecture = {"num_blocks": generator.num_blocks, "num_channels": generator.num_channels}
-    metadata = {"format": "srgan-generator", "architecture": json.dumps(architecture), "training": json.dumps(info)}
+    architecture, training = json.dumps(_architecture(generator)), json.dumps(info)
+    metadata = {"format": "srgan-generator", "architecture": architecture, "training": training}
     state = {key: value.detach().cpu().contiguous() for key, value in generator.state_dict().items()}
     with atomic_path(path) as part:
         part.write_bytes(save(state, metadata))
+
+
+def _architecture(generator):
+    return {"num_blocks": generator.num_blocks, "num_channels": generator.num_channels}
 
 
 def load_generator(path, device="cpu"):

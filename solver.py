@@ -16,6 +16,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import accelerate
@@ -24,15 +25,16 @@ from tqdm import tqdm
 
 import states
 from datasets import PairDataset, PatchDataset, PatchLoader
-from losses import bce, content_loss, default_content_weight, mse
+from losses import bce, content_loss, content_weight, health, mse
 from metrics import evaluate, mean
-from models import Discriminator, SRResNet, save_generator
+from models import Discriminator, SRResNet, reestimate_batch_norm, save_generator
 from optimizers import Muon
 from processes import deferred_signals, ignore_ended_children, on_first_process, share_batch_norm
 from utils import can_compile, computes_in_bf16, keep_freed_memory, seed_everything, to_array, to_tensor
 
 # Settings that change how a run is kept or shown, not what it computes: they may differ when it goes on.
 BOOKKEEPING = {"num_workers", "log_every", "checkpoint_minutes", "keep_last", "keep_every", "tensorboard"}
+BOOKKEEPING.add("batch_norm_batches")  # of the generator for use, not of what is trained
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": None}
 OPTIMIZERS = {"adam": lambda network, **how: torch.optim.Adam(network.parameters(), **how), "muon": Muon}
 SCHEDULES = {  # factor of the learning rate where a part (0 to 1) of the training is done
@@ -60,7 +62,7 @@ class Solver:
     Attributes:
         epoch, batch: finished epochs (one is 100 patches of every training image), and batches of the present one.
         step: generator updates so far.
-        generator, ema: the trained network, and its running average in eval mode.
+        generator, ema: the trained network, and its running average in eval mode; `for_use` is what to use.
         history: {"train": rows, "valid": rows}, each row a dict with its step.
         seconds: spent in the loop, over all sessions.
         last_state: path of the newest whole state of this run, None before `resume` or `fit`.
@@ -74,6 +76,7 @@ class Solver:
         warmup_steps=0,  # linear, from zero
         optimizer="adam",  # the paper's; "muon": see optimizers.py
         ema_decay=0.999,  # half-life of the averaged generator: 693 steps
+        batch_norm_batches=0,  # from how many its statistics are taken before it is used, see `for_use`; 0: averaged too
         mixed_precision="no",  # "bf16" or "fp16" where they are faster; "auto": bf16 on processors that compute in it
         compile=False,  # torch.compile: a minute to begin with, faster steps after it
         num_workers=0,  # the patch store is faster than workers' queues
@@ -131,6 +134,7 @@ class Solver:
         self.history = {"train": [], "valid": []}
         self.log = states.Log(self.folder, self.config["tensorboard"])
         self.last_state = None
+        self._for_use = None  # (step, network), see `for_use`
         self._sums = {}  # of each loss since the last row, on the device: reading them there would make it wait
         self._first_bad_step = torch.tensor(-1, device=self.device)
 
@@ -288,10 +292,28 @@ class Solver:
         psnr, ssim = f"PSNR {scores['psnr']:.3f} dB", f"SSIM {scores['ssim']:.4f}"
         self._say(f"after epoch {self.epoch}: {psnr}, {ssim} on the validation images (Y)")
 
+    def for_use(self):
+        """The averaged generator as it is validated and saved, in eval mode.
+
+        With `batch_norm_batches` its batch norms' statistics are those of its own weights, see `reestimate_batch_norm`.
+        Always from the same patches, the first of epoch 0, and on a copy: what is trained and averaged on is not touched,
+        nor is any random state, and where a run was interrupted makes no difference.
+        """
+        if not self.config["batch_norm_batches"]:
+            return self.ema
+        if self._for_use is None or self._for_use[0] != self.step:
+            patches, size = copy.copy(self.dataset), self.config["batch_size"]
+            patches.set_epoch(0)  # of the copy: the loader is perhaps within another epoch
+            count = min(len(patches), size * self.config["batch_norm_batches"])
+            batches = (patches.__getitems__(range(k, min(k + size, count)))[0] for k in range(0, count, size))
+            self._for_use = self.step, reestimate_batch_norm(copy.deepcopy(self.ema), batches)
+        return self._for_use[1]
+
     def upscale(self, lr):
         """The averaged generator on one whole image: uint8 (h, w, 3) -> uint8 (4h, 4w, 3)."""
+        generator = self.for_use()
         with torch.inference_mode():
-            return to_array(self.ema(to_tensor(lr).to(self.device, memory_format=torch.channels_last)))
+            return to_array(generator(to_tensor(lr).to(self.device, memory_format=torch.channels_last)))
 
     def measure(self, steps=3):
         """Seconds per training step on this device: trains on the first batches, then puts everything back as it was."""
@@ -410,10 +432,11 @@ class Solver:
                 raise self._diverged(name, self.step)
         every = self.config["keep_every"]
         keep_as = f"epoch{self.epoch}" if every and self.epoch and self.batch == 0 and self.epoch % every == 0 else ""
+        generator = self.for_use() if self.step else None
         with self._explained():
             if self.step:  # before the state: whoever finds a state of the end finds the generator of the end
                 save_generator(
-                    f"{self.folder}.safetensors", self.ema, stage=type(self).__name__, step=self.step,
+                    f"{self.folder}.safetensors", generator, stage=type(self).__name__, step=self.step,
                     epoch=self.epoch, seconds=round(self.seconds), device=str(self.device), config=self.config,
                     images=len(self.dataset.pairs),
                 )  # fmt: skip
@@ -489,6 +512,7 @@ class Solver:
         for name, optimizer in self.optimizers.items():
             states.unpack(tensors, name, self.bare(name), optimizer)
         states.unpack(tensors, "ema", self.ema)
+        self._for_use = None
         self._sums = {name: value.to(self.device) for name, value in states.under("sums.", tensors).items()}
         self._first_bad_step = torch.full_like(self._first_bad_step, -1)
         if facts["scaler"]:
@@ -522,7 +546,8 @@ class GANSolver(Solver):
 
     Settings besides the solver's:
         content_loss: "mse", or "vgg54", "vgg22", ...: the squared distance of VGG19's features phi_ij.
-        content_weight: of the content loss, or None for one that fits the features' scale (`default_content_weight`).
+        content_weight: of the content loss, or None for one that fits the features' scale (`default_content_weight`), or
+            "paper" for the paper's 1/12.75, squared, which does not (`PAPER_CONTENT_WEIGHT`).
         adversarial_weight: 1e-3 (paper, equation 3).
         vgg_weights: see `VGGFeatures`.
         jitter: the discriminator and VGG19 see crops that are this many pixels smaller, at another offset each step.
@@ -537,13 +562,16 @@ class GANSolver(Solver):
         "adversarial_weight": 1e-3,
         "vgg_weights": None,
         "jitter": 0,
+        "batch_norm_batches": 32,
     }
 
     def __init__(self, generator, discriminator, dataset, config, folder, valid_pairs=None):
         super().__init__({"generator": generator, "discriminator": discriminator}, dataset, config, folder, valid_pairs)
         self.content_loss, source = content_loss(self.config["content_loss"], self.config["vgg_weights"], self.device)
-        if self.config["content_weight"] is None:
-            self.config["content_weight"] = default_content_weight(self.config["content_loss"], source)
+        self.config["content_weight"] = content_weight(
+            self.config["content_weight"], self.config["content_loss"], source
+        )
+        self._warned = set()
 
     def training_step(self, lr, hr):
         sr = self.networks["generator"](lr)
@@ -583,6 +611,14 @@ class GANSolver(Solver):
     def derived(self, row):
         return {"content_to_adversarial": row["content_loss"] / max(row["adversarial_loss"], 1e-12)}
 
+    def _log(self):
+        shown = super()._log()
+        for cause, message in health(self.history["train"]).items():
+            if self.is_main and cause not in self._warned:  # once each
+                self._warned.add(cause)
+                warnings.warn(message, stacklevel=2)
+        return shown
+
 
 @contextlib.contextmanager
 def frozen(network):
@@ -620,7 +656,7 @@ def train(settings, allow_changes=False):
         solver = kind(*networks, train_set, config, Path(settings["folder"]) / name, valid_pairs)
         solver.resume(allow_changes)
         solver.fit()
-        return solver.ema
+        return solver.for_use()
 
     seed_everything(settings["seed"])
     if "pretrain" in settings:

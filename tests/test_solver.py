@@ -31,6 +31,7 @@ import states
 import utils
 from datasets import PairDataset, PatchDataset
 from imresize import imresize
+from losses import default_content_weight
 from models import Discriminator, SRResNet, load_generator
 from solver import GANSolver, PretrainSolver, TrainingDiverged, content_loss
 from states import read_newest
@@ -866,8 +867,8 @@ def test_each_content_loss_moves_the_generator_by_its_own_gradient(name, vgg_wei
 def test_default_content_weights(vgg_weights, images, tmp_path):
     assert make("gan", images, tmp_path / "a").config["content_weight"] == 1.0
     own = make("gan", images, tmp_path / "b", content_loss="vgg11", vgg_weights=str(vgg_weights(1)))
-    assert own.config["content_weight"] == solver_module.default_content_weight("vgg11", "a file of one's own")
-    assert solver_module.default_content_weight("vgg54", "torchvision") == 0.5
+    assert own.config["content_weight"] == default_content_weight("vgg11", "a file of one's own")
+    assert default_content_weight("vgg54", "torchvision") == 0.5
 
 
 @pytest.mark.parametrize("name", ["l1", "vgg", "vgg5", "vgg65", "vgg23", "vgg541"])

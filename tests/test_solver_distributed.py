@@ -168,7 +168,9 @@ def test_the_command_line_on_two_processes(name, steps, runs):
     for key in weights:
         torch.testing.assert_close(two[key], one[key], rtol=0, atol=1e-5, msg=lambda text, key=key: key + text)
     first = {path.name: load_generator(path).state_dict() for path in runs[1].glob("*.safetensors")}
-    assert all(torch.equal(first[f"{name}.safetensors"][key[4:]], two[key]) for key in two if key.startswith("ema."))
+    averaged = [key for key in two if key.startswith("ema.") and (name == "srresnet" or "running" not in key)]
+    averaged = [key for key in averaged if "num_batches" not in key]  # a GAN's statistics are taken anew, see `for_use`
+    assert averaged and all(torch.equal(first[f"{name}.safetensors"][key[4:]], two[key]) for key in averaged)
 
 
 def test_the_gan_starts_from_srresnet_and_the_base_mode_does_not(runs):
