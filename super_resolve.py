@@ -46,6 +46,9 @@ BICUBIC_RADIUS = 3  # LR pixels: 4 taps reach 2 far
 SMALLEST_TILE = 16  # LR pixels
 LARGEST_TILE = 1024  # beyond it the neighbourhood costs next to nothing
 CPU_BUDGET = 0.7e9  # bytes for the network's feature maps; more would not be faster
+# PyTorch gives a 3 x 3 convolution of at most so many input values to another library, which sums in another order
+# (`use_mkldnn` in ATen/native/Convolution.cpp): a small piece of a larger image is taken with more around it.
+SMALL_CONVOLUTION = 20480
 
 
 # --- one image -------------------------------------------------------------------------------------------------------
@@ -192,7 +195,7 @@ def _enlarge(generator, image, core, tile, ensemble, bar):
         levels = sr.clamp_(0, 1).mul_(peak).round_().to(torch.uint8 if peak == 255 else torch.int32)
         pieces.append(levels.permute(1, 2, 0).cpu().numpy().astype(image.dtype, copy=False))
     if colours < channels:
-        window = _grow(core, BICUBIC_RADIUS, height, width)
+        window = _grow(core, BICUBIC_RADIUS, (0, 0, height, width))
         enlarged = imresize(np.ascontiguousarray(image[_slices(window)][..., colours:]), SCALE)
         pieces.append(enlarged[_slices(core, window, SCALE)])
         if not colours:
@@ -205,7 +208,8 @@ def _network(generator, image, core, tile, ensemble, advance):
     height, width, _ = image.shape
     weight = generator.tail.weight
     near = _radius(generator.upsample, generator.tail)
-    window = _grow(core, _radius(generator.head, generator.blocks, generator.after_blocks) + near, height, width)
+    least = SMALL_CONVOLUTION // weight.shape[1]
+    window = _grow(core, _reach(generator), (0, 0, height, width), least)
     lr = torch.from_numpy(image[_slices(window)].astype(np.float32)).permute(2, 0, 1)[None].contiguous()
     lr = (lr / np.iinfo(image.dtype).max).expand(1, 3, -1, -1).to(weight.device, weight.dtype)
 
@@ -213,10 +217,10 @@ def _network(generator, image, core, tile, ensemble, advance):
     parts = _tiles(core, max(96, tile // 4))
     views = range(8) if ensemble else range(1)
     for view in views:
-        features = _turn_back(_features(generator, _turn(lr, view)), view)  # (1, C, h, w)
+        features = _turn_back(generator.trunk(_turn(lr, view)), view)  # (1, C, h, w)
         for part in parts:
-            around = _grow(part, near, height, width)
-            enlarged = _from_features(generator, _turn(features[(..., *_slices(around, window))], view))
+            around = _grow(part, near, window, least)
+            enlarged = generator.enlarge(_turn(features[(..., *_slices(around, window))], view))
             enlarged = _turn_back(enlarged, view)[0]
             sr[(..., *_slices(part, core, SCALE))] += enlarged[(..., *_slices(part, around, SCALE))]
             advance((part[2] - part[0]) * (part[3] - part[1]) / (sr.shape[1] * sr.shape[2] / SCALE**2) / len(views))
@@ -224,14 +228,11 @@ def _network(generator, image, core, tile, ensemble, advance):
     return sr.div_(len(views))
 
 
-# The two halves of `SRResNet.forward`; the tests hold them against it.
-def _features(generator, lr):
-    features = generator.head(lr)
-    return features + generator.after_blocks(generator.blocks(features))
-
-
-def _from_features(generator, features):
-    return (generator.tail(generator.upsample(features)) + 1) / 2
+def _reach(generator):
+    """How many LR pixels the network looks far, or one more: what its halves look, each rounded up."""
+    return _radius(generator.head, generator.blocks, generator.after_blocks) + _radius(
+        generator.upsample, generator.tail
+    )
 
 
 def _radius(*layers):
@@ -278,10 +279,16 @@ def _grid(box, rows, columns):
     ]
 
 
-def _grow(box, margin, height, width):
-    """`box` and `margin` pixels around it, as far as the image reaches."""
-    top, left, bottom, right = box
-    return max(0, top - margin), max(0, left - margin), min(height, bottom + margin), min(width, right + margin)
+def _grow(box, margin, frame, least=0):
+    """`box` and `margin` pixels around it, or more until there are more than `least`, as far as `frame` reaches."""
+    while True:
+        grown = (
+            max(frame[0], box[0] - margin), max(frame[1], box[1] - margin),
+            min(frame[2], box[2] + margin), min(frame[3], box[3] + margin),
+        )  # fmt: skip
+        if grown == frame or (grown[2] - grown[0]) * (grown[3] - grown[1]) > least:
+            return grown
+        margin += 4
 
 
 def _slices(box, origin=(0, 0), scale=1):
@@ -323,10 +330,7 @@ def _tile_size(generator, tile, device):
         budget = min(psutil.virtual_memory().available / 2, CPU_BUDGET)
     # In a residual block four sets of feature maps are alive: the block's input, two steps inside, the long skip.
     pixels = budget / (4 * generator.tail.in_channels * generator.tail.weight.element_size())
-    neighbourhood = _radius(
-        generator.head, generator.blocks, generator.after_blocks, generator.upsample, generator.tail
-    )
-    return int(min(LARGEST_TILE, max(SMALLEST_TILE, math.sqrt(pixels) - 2 * neighbourhood)))
+    return int(min(LARGEST_TILE, max(SMALLEST_TILE, math.sqrt(pixels) - 2 * _reach(generator))))
 
 
 def _is_out_of_memory(error):
@@ -439,7 +443,8 @@ def compare_middle(generator, source, label, options, side=128):
     lr = read_image(source)
     top, left = (max(0, (length - side) // 2) for length in lr.shape[:2])
     core = (top, left, min(lr.shape[0], top + side), min(lr.shape[1], left + side))
-    window = _grow(core, 48, *lr.shape[:2])  # more than any method here looks far
+    reach = BICUBIC_RADIUS if generator is None else max(BICUBIC_RADIUS, _reach(generator))
+    window = _grow(core, reach, (0, 0, *lr.shape[:2]))
     middle = np.ascontiguousarray(lr[_slices(window)])
     crop = _slices(core, window, SCALE)
     return compare(

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import models
-from models import Discriminator, SRResNet, VGGFeatures, load_generator, save_generator
+from models import Discriminator, SRResNet, VGGFeatures, convolve_shuffled, load_generator, save_generator
 
 
 def layers(network):
@@ -67,10 +67,48 @@ def test_generator_skips():
     nn.init.zeros_(generator.after_blocks[1].weight)
     lr = torch.rand(1, 3, 6, 5)
     expected = (generator.tail(generator.upsample(generator.head(lr))) + 1) / 2
-    assert torch.equal(generator(lr), expected)
+    assert torch.allclose(generator(lr), expected, atol=1e-6)
     nn.init.ones_(generator.blocks[1].body[4].weight)
     nn.init.ones_(generator.after_blocks[1].weight)
-    assert not torch.equal(generator(lr), expected)
+    assert not torch.allclose(generator(lr), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("side", [9, 5, 1])
+@pytest.mark.parametrize(("h", "w"), [(7, 5), (4, 6), (1, 1), (1, 9)])
+def test_convolution_of_the_shuffled_without_shuffling(side, h, w):
+    """Values and all gradients are those of the plain way: shuffle, then convolve."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 2, side, padding=side // 2).double()
+    x = torch.randn(2, 12, h, w, dtype=torch.float64, requires_grad=True)
+    probe = torch.randn(2, 2, 2 * h, 2 * w, dtype=torch.float64)
+    plain, fast = conv(F.pixel_shuffle(x, 2)), convolve_shuffled(x, conv)
+    assert fast.shape == plain.shape
+    assert torch.allclose(fast, plain, rtol=0, atol=1e-12)
+    inputs = (x, conv.weight, conv.bias)
+    for got, expected in zip(
+        torch.autograd.grad((fast * probe).sum(), inputs),
+        torch.autograd.grad((plain * probe).sum(), inputs),
+        strict=True,
+    ):
+        assert torch.allclose(got, expected, rtol=0, atol=1e-10)
+    # It does see which sub-pixel is which: rows and columns of a pixel exchanged give something else.
+    exchanged = x.detach().view(2, 3, 2, 2, h, w).transpose(2, 3).reshape(x.shape)
+    assert not torch.allclose(convolve_shuffled(exchanged, conv), plain, atol=1e-3)
+
+
+def test_generator_is_the_plain_chain_of_its_layers():
+    """Also in training mode, where the gradients count: what the paper draws, layer after layer."""
+    torch.manual_seed(0)
+    generator = SRResNet(2, 8, init="interpolator").double()
+    nn.init.uniform_(generator.after_blocks[1].weight)
+    lr = torch.rand(2, 3, 5, 7, dtype=torch.float64)
+    features = generator.head(lr)
+    features = features + generator.after_blocks(generator.blocks(features))
+    plain = (generator.tail(generator.upsample(features)) + 1) / 2
+    assert torch.allclose(generator(lr), plain, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(sr.square().sum(), generator.parameters()) for sr in (generator(lr), plain)]
+    for got, expected in zip(*gradients, strict=True):
+        assert torch.allclose(got, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("bad", [dict(num_blocks=0), dict(num_channels=2), dict(init="zeros")])
