@@ -8,6 +8,7 @@ from skimage import data
 
 import metrics
 import utils
+from imresize import imresize
 
 
 @pytest.fixture
@@ -108,12 +109,121 @@ def test_evaluate_names_the_image_that_fails(pair):
         metrics.mean([])
 
 
+def test_evaluate_adds_columns(pair):
+    sr, hr = pair
+    lr = hr[::4, ::4]
+    extra = {"blobs": lambda *images: images[0] is lr and images[1] is sr and images[2] is hr, "one": lambda *images: 1}
+    (row,) = metrics.evaluate(lambda lr: sr, [("a", lr, hr)], progress=False, extra=extra)
+    assert row == {"name": "a", "psnr": metrics.psnr(sr, hr), "ssim": metrics.ssim(sr, hr), "blobs": True, "one": 1}
+
+
+# --- what betrays a GAN ---
+
+PHOTOGRAPHS = ["astronaut", "coffee", "chelsea", "rocket"]
+
+
+@pytest.fixture(params=PHOTOGRAPHS)
+def photograph(request):
+    """(lr, hr) of a photograph from scikit-image."""
+    hr = getattr(data, request.param)()
+    hr = np.ascontiguousarray(hr[: hr.shape[0] // 4 * 4, : hr.shape[1] // 4 * 4])
+    return imresize(hr, 1 / 4), hr
+
+
+def with_blob(image, top, left, side, colour):
+    """A soft spot, as batch norms make them, added to an image."""
+    image, across = image.astype(float), np.hanning(side + 2)[1:-1]
+    image[top : top + side, left : left + side] += np.outer(across, across)[..., None] * colour
+    return image.clip(0, 255).round().astype(np.uint8)
+
+
+def test_no_blobs_in_photographs_and_bicubic(photograph):
+    lr, hr = photograph
+    assert metrics.find_artifacts(hr, lr) == []
+    assert metrics.find_artifacts(imresize(lr, 4), lr) == []
+    assert metrics.artifact_map(hr, lr).shape == lr.shape[:2]
+
+
+@pytest.mark.parametrize("colour", [(80, 0, 0), (-70, 40, -70), (60, 60, 60)])
+def test_a_blob_is_found_where_it_is(photograph, colour):
+    lr, hr = photograph
+    shift = (128 - hr[100:120, 60:80].mean((0, 1))) / 2  # so that the spot does not end at 0 or 255
+    bright = (hr + shift).clip(0, 255).astype(np.uint8)
+    lr = imresize(bright, 1 / 4)
+    ((left, top, w, h), levels), *others = metrics.find_artifacts(with_blob(bright, 100, 60, 20, colour), lr)
+    assert not others
+    assert left <= 66 and left + w >= 74 and top <= 106 and top + h >= 114, "it covers the spot's middle"
+    assert left >= 60 - 16 and left + w <= 80 + 16 and top >= 100 - 16 and top + h <= 120 + 16, "and not much more"
+    assert metrics.BLOB_LEVELS <= levels <= 80
+    utils.compare({"": hr}, box=(left, top, w, h))  # takes no box that leaves the image
+
+
+def test_several_blobs_come_strongest_first_and_inside_the_image():
+    lr = np.full((30, 40, 3), 120, np.uint8)
+    sr = with_blob(with_blob(np.full((120, 160, 3), 120, np.uint8), 0, 0, 20, (50, 0, 0)), 100, 140, 20, (0, 0, 99))
+    (first, strong), (second, weak) = metrics.find_artifacts(sr, lr)
+    assert strong > weak
+    assert first[0] + first[2] == 160 and first[1] + first[3] == 120 and second[:2] == (0, 0)
+
+
+def test_a_shift_of_all_colours_and_invented_texture_are_no_blobs(photograph):
+    lr, hr = photograph
+    hr = (hr.astype(float) / 2 + 60).astype(np.uint8)
+    lr = imresize(hr, 1 / 4)
+    assert metrics.find_artifacts((hr + np.array([20, 0, 10])).astype(np.uint8), lr) == []
+    texture = np.random.default_rng(0).integers(-40, 41, hr.shape)
+    assert metrics.find_artifacts((hr + texture).clip(0, 255).astype(np.uint8), lr) == []
+
+
+def test_artifacts_need_four_times_the_size(pair):
+    with pytest.raises(ValueError, match="4 times"):
+        metrics.find_artifacts(pair[0], pair[1])
+
+
+def test_photographs_and_bicubic_have_no_checkerboard(photograph):
+    lr, hr = photograph
+    assert metrics.checkerboard(hr) < 1.5 < metrics.CHECKERBOARD
+    assert metrics.checkerboard(imresize(lr, 4)) < 1.5
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        [[1, -1, 1, -1], [-1, 1, -1, 1]] * 2,
+        [[1, 1, -1, -1], [1, 1, -1, -1], [-1, -1, 1, 1], [-1, -1, 1, 1]],
+        [[1, 1, -1, -1]] * 4,
+        [[1] * 4, [-1] * 4] * 2,
+        [[3, -1, -1, -1], [-1, -1, -1, -1], [-1, -1, -1, -1], [-1, -1, -1, -1]],
+    ],
+)
+def test_patterns_of_four_or_two_pixels_are_found(photograph, pattern):
+    lr, _ = photograph
+    sr = imresize(lr, 4)  # smooth, as SRResNet's images are
+    height, width = sr.shape[:2]
+    tiled = np.tile(pattern, (height // 4, width // 4))[..., None]
+    ratios = [metrics.checkerboard((sr + k * tiled).clip(0, 255).astype(np.uint8)) for k in (0, 1, 2)]
+    assert ratios[0] < metrics.CHECKERBOARD < ratios[1] < ratios[2]
+
+
+def test_other_periods_are_no_checkerboard():
+    rows, columns = np.mgrid[:128, :128]
+    for period in (3, 5, 7, 8.5):
+        stripes = (128 + 20 * np.sin(2 * np.pi * (rows + columns) / period)).round().astype(np.uint8)
+        assert metrics.checkerboard(stripes[..., None].repeat(3, 2)) < metrics.CHECKERBOARD
+
+
+def test_white_noise_and_a_flat_area_give_one():
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    assert metrics.checkerboard(noise) == pytest.approx(1, abs=0.1)
+    assert metrics.checkerboard(np.full((64, 64, 3), 9, np.uint8)) == pytest.approx(1)
+    assert np.isnan(metrics.checkerboard(noise[:63]))
+
+
 @pytest.mark.parametrize(
     ("name", "psnr", "ssim"), [("Set5", 28.430, 0.8111), ("Set14", 26.091, 0.7048), ("B100", 25.962, 0.6681)]
 )
 def test_control_row(name, psnr, ssim):
     """MATLAB's bicubic x4 of the published LR files; Urban100 (23.141 / .6581) is left to the notebook for its size."""
-    imresize = pytest.importorskip("imresize").imresize
     files = sorted(Path("data", name, "HR").glob("*.png")) if Path("data", name, "LR").is_dir() else []
     if not files:
         pytest.skip(f"data/{name} is not there; see the README")
