@@ -397,6 +397,14 @@ def _architecture(generator):
     return {"num_blocks": generator.num_blocks, "num_channels": generator.num_channels}
 
 
+def rebuild_generator(weights):
+    """The `SRResNet`, in eval mode, of a state dict alone: its architecture is in the names and shapes."""
+    blocks = {key.split(".")[1] for key in weights if key.startswith("blocks.")}
+    generator = SRResNet(len(blocks), len(weights["head.0.weight"]))
+    generator.load_state_dict(weights)
+    return generator.to(memory_format=torch.channels_last).eval()
+
+
 def load_generator(path, device="cpu"):
     """The `SRResNet` of a file that `save_generator` wrote, in eval mode on `device`, `generator.info` telling its training.
 

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from models import rebuild_generator
 from utils import atomic_path
 
 NAME = re.compile(r"state-(\d+)-(epoch\d+-)?([0-9a-f]{16})\.safetensors")  # step, whether it is kept for ever, checksum
@@ -118,6 +119,24 @@ def unpack(tensors, name, network, optimizer=None):
 def under(prefix, tensors):
     """The tensors whose names begin with a prefix, without it."""
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def snapshots(folder):
+    """[(step, averaged generator)] of the states in a folder, the oldest first: to look at them side by side.
+
+    In eval mode on the CPU; their batch-norm statistics are averages as well, see `models.reestimate_batch_norm`. Reads
+    nothing else of a state, so it is quick, and checks nothing; warns of files that cannot be read.
+    """
+    found = []
+    for path in files(folder):
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                names = [name for name in file.keys() if name.startswith("ema.")]  # noqa: SIM118  (it is no dict)
+                weights = under("ema.", {name: file.get_tensor(name) for name in names})
+            found.append((_step(path), rebuild_generator(weights)))
+        except Exception as error:
+            warnings.warn(f"{path} is damaged or no state ({error}): it is left out", stacklevel=2)
+    return found
 
 
 # --- the log ---------------------------------------------------------------------------------------------------------

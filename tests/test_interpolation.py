@@ -9,7 +9,8 @@ from torch import nn
 
 import solver as solver_module
 from datasets import PairDataset
-from models import SRResNet, interpolate, load_generator, reestimate_batch_norm, save_generator
+from models import SRResNet, interpolate, load_generator, rebuild_generator, reestimate_batch_norm, save_generator
+from states import snapshots
 from utils import to_array, to_tensor
 
 
@@ -179,3 +180,25 @@ def test_what_is_trained_does_not_depend_on_it(images, tmp_path):  # noqa: F811
 def test_a_stage_without_it_uses_the_plain_average(images, tmp_path):  # noqa: F811
     solver = make("pretrain", images, tmp_path / "run")
     assert solver.for_use() is solver.ema
+
+
+# --- several checkpoints ---
+
+
+def test_snapshots_are_the_averages_in_the_states(images, tmp_path):  # noqa: F811
+    solver = make("gan", images, tmp_path / "run", keep_every=1, keep_last=1)
+    kept = []
+    solver.fit(callback=lambda solver: kept.append((solver.step, copy.deepcopy(solver.ema))))
+    (tmp_path / "run" / f"state-000000099-{'0' * 16}.safetensors").write_bytes(b"of a disk that was full")
+    with pytest.warns(UserWarning, match="state-000000099.*is left out"):
+        found = snapshots(tmp_path / "run")
+    assert [step for step, _ in found] == [step for step, _ in kept] == [4, 8, 12]
+    for (_, generator), (_, averaged) in zip(found, kept, strict=True):
+        assert equal(generator, averaged) and not generator.training
+    assert snapshots(tmp_path / "none") == []
+
+
+def test_a_generator_is_rebuilt_from_its_weights_alone():
+    generator = trained(0, blocks=3, channels=5)
+    again = rebuild_generator(generator.state_dict())
+    assert (again.num_blocks, again.num_channels) == (3, 5) and equal(again, generator)
