@@ -9,17 +9,20 @@ import io
 import os
 import random
 import secrets
+import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 # What Pillow may decode. Its other plug-ins are left out: some start programs (EPS runs Ghostscript).
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "TGA")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2")
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".jp2", ".tga",
+)  # fmt: skip
 ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -41,8 +44,8 @@ def pick_device(name=None):
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
     try:
+        device = torch.device(name)
         torch.empty(1, device=device)  # the only sure test: also fails for cuda:7 of 2 and for a broken driver
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         cause = str(error).splitlines()[0]
@@ -134,8 +137,40 @@ def open_image(path):
 
     Every other mode stays as it is, and so does `info` (ICC profile, resolution). Raises FileNotFoundError, OSError or
     ValueError with the file, the cause and the way out in the message: missing, a folder, empty, no image, damaged,
-    animated, too large.
+    animated, too large. Warns where colours have 16 bits a channel, see `open_deep_image`.
     """
+    image, rawmode = _decode(path)
+    if ";16" in rawmode and image.mode[0] != "I":
+        warnings.warn(f"{path}: {_EIGHT_BITS}", stacklevel=2)
+    return image
+
+
+_EIGHT_BITS = "16 bits a channel are read as 8, Pillow holds no more in colour"
+
+
+def open_deep_image(path):
+    """As `open_image`, and of a PNG or TIFF file with 16 bits a colour also its pixels, uint16 (H, W, 3 or 4), else None.
+
+    Pillow keeps the upper byte of each such number. Told that the bytes lie the other way round, it keeps the lower one.
+    """
+    image, rawmode = _decode(path)
+    swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+    kind, _, order = rawmode.partition(";16")
+    if kind == image.mode and kind in ("RGB", "RGBA") and order in swapped and "transparency" not in image.info:
+        lower, _ = _decode(path, rawmode=f"{kind};16{swapped[order]}")
+        pixels = np.array(image).astype(np.uint16)
+        pixels <<= 8
+        pixels |= np.asarray(lower)
+        return image, pixels
+    if (
+        ";16" in rawmode and image.mode[0] != "I"
+    ):  # a layout that has no counterpart: planes, premultiplied, gray and alpha
+        warnings.warn(f"{path}: {_EIGHT_BITS}", stacklevel=2)
+    return image, None
+
+
+def _decode(path, rawmode=None):
+    """-> (the upright image, Pillow's name for the layout of its pixels in the file: "RGB;16B"); or read as `rawmode`."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file (current folder: {Path.cwd()})")
@@ -147,15 +182,20 @@ def open_image(path):
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             frames = getattr(image, "n_frames", 1)
             # MPO is a camera's JPEG with previews behind the photograph, which comes first.
-            if frames == 1 or image.format == "MPO":
-                if image.mode[0] != "I" and ";16" in str(image.tile):
-                    warnings.warn(
-                        f"{path}: 16 bits a channel are read as 8, Pillow holds no more in colour", stacklevel=2
-                    )
+            if frames > 1 and image.format != "MPO":
+                problem = f"{frames} frames or pages, which is not supported; save the one you want as PNG"
+            elif _has_deep_planes(image):
+                problem = "colours of 16 bits in separate planes, which is not supported; save it as PNG"
+            else:
+                layouts = {_layout(tile) for tile in image.tile}
+                if rawmode:
+                    image.tile = [tile._replace(args=_with_layout(tile.args, rawmode)) for tile in image.tile]
                 image.load()
-                return prepare_image(image)
+                return prepare_image(image), " ".join(sorted(layouts))
     except UnidentifiedImageError as error:
         raise OSError(f"{path}: not an image, or of a kind that is not read; save it as PNG or JPEG") from error
+    except PermissionError as error:
+        raise OSError(f"{path}: it may not be read ({error.strerror}); change its permissions") from error
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"{path}: {error}; cut it into parts or, if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS before reading it"
@@ -164,7 +204,30 @@ def open_image(path):
         raise OSError(f"{path}: not enough memory to decode it; cut it into parts or close other programs") from error
     except Exception as error:  # a damaged file makes decoders raise nearly anything, SyntaxError and KeyError included
         raise OSError(f"{path}: damaged or incomplete ({error}); copy or download it again") from error
-    raise ValueError(f"{path}: {frames} frames or pages, which is not supported; save the one you want as PNG")
+    raise ValueError(f"{path}: {problem}")
+
+
+def _has_deep_planes(image):
+    """Whether this is a TIFF file with more than 8 bits, red after green after blue: Pillow takes noise from those."""
+    if image.format != "TIFF":
+        return False
+    tags = image.tag_v2
+    return (
+        tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2
+        and max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8
+    )
+
+
+def _layout(tile):
+    """The "raw mode" of a Pillow tile: its arguments, or the first of them."""
+    args = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+    if tile.codec_name == "ppm":
+        return f"{args[0]};16" if args[1] > 255 else args[0]
+    return args[0] if args and isinstance(args[0], str) else ""
+
+
+def _with_layout(args, rawmode):
+    return (rawmode, *args[1:]) if isinstance(args, tuple) else rawmode
 
 
 def prepare_image(image):

@@ -1,12 +1,14 @@
 """Reading every kind of image file, and writing without ever leaving half a file."""
 
 import csv
+import errno
 import io
 import random
 import struct
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageCms
 from skimage import data
@@ -68,6 +70,54 @@ def test_sixteen_bits_big_endian(tmp_path):
     path = tmp_path / "image.pgm"
     path.write_bytes(b"P5 2 1 65535\n" + np.array([257, 65535], ">u2").tobytes())
     assert utils.read_image(path)[0, :, 0].tolist() == [1, 255]
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.png", {}),
+        ("a.tif", {}),
+        ("big-endian.tif", {"byteorder": ">"}),
+        ("deflate.tif", {"compression": "zlib", "predictor": True}),
+        ("turned.tif", {"extratags": [(0x0112, 3, 1, 3, True)]}),
+    ],
+)
+def test_sixteen_bits_a_colour_can_be_had(tmp_path, recwarn, channels, name, options):
+    pixels = np.random.default_rng(0).integers(0, 65536, (7, 11, channels)).astype(np.uint16)
+    if name == "a.png":
+        cv2 = pytest.importorskip("cv2")
+        cv2.imwrite(str(tmp_path / name), pixels[..., [2, 1, 0, 3][:channels]])
+    else:
+        tifffile.imwrite(
+            tmp_path / name, pixels, photometric="rgb", extrasamples=["unassalpha"][: channels - 3], **options
+        )
+    image, deep = utils.open_deep_image(tmp_path / name)
+    expected = pixels[::-1, ::-1] if name == "turned.tif" else pixels
+    assert deep.dtype == np.uint16 and np.array_equal(deep, expected)
+    assert np.array_equal(np.array(image), expected >> 8)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="16 bits a channel are read as 8"):
+        utils.open_image(tmp_path / name)
+
+
+def test_sixteen_bits_that_cannot_be_had_are_told(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (4, 7, 11)).astype(np.uint16)  # four planes
+    tifffile.imwrite(
+        tmp_path / "premultiplied.tif", pixels.transpose(1, 2, 0), photometric="rgb", extrasamples=["assocalpha"]
+    )
+    (tmp_path / "a.ppm").write_bytes(b"P6 11 7 65535\n" + pixels[:3].transpose(1, 2, 0).astype(">u2").tobytes())
+    for name in ("premultiplied.tif", "a.ppm"):
+        with pytest.warns(UserWarning, match="16 bits a channel are read as 8"):
+            assert utils.open_deep_image(tmp_path / name)[1] is None
+    for compression in (None, "zlib"):  # Pillow would read the former as noise
+        tifffile.imwrite(
+            tmp_path / "planes.tif", pixels[:3], photometric="rgb", planarconfig="separate", compression=compression
+        )
+        with pytest.raises(ValueError, match=r"planes\.tif: colours of 16 bits in separate planes.*; save"):
+            utils.open_image(tmp_path / "planes.tif")
+    tifffile.imwrite(tmp_path / "planes.tif", pixels[:3].astype(np.uint8), photometric="rgb", planarconfig="separate")
+    assert np.array_equal(utils.read_image(tmp_path / "planes.tif"), pixels[:3].astype(np.uint8).transpose(1, 2, 0))
 
 
 def test_one_bit_is_black_and_white(tmp_path):
@@ -166,7 +216,11 @@ def test_truncated_files_are_errors(tmp_path, photo, format):
         utils.read_image(path)
 
 
-def test_each_failure_names_file_cause_and_way_out(tmp_path, photo):
+def open_refused():
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_each_failure_names_file_cause_and_way_out(tmp_path, photo, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"missing\.png: no such file"):
         utils.read_image(tmp_path / "missing.png")
     (tmp_path / "folder.png").mkdir()
@@ -184,6 +238,9 @@ def test_each_failure_names_file_cause_and_way_out(tmp_path, photo):
     Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "int.tif")
     with pytest.raises(ValueError, match=r"int\.tif: 32-bit.*; save"):
         utils.read_image(tmp_path / "int.tif")
+    with monkeypatch.context() as patched, pytest.raises(OSError, match=r"text\.png: it may not be read.*permissions"):
+        patched.setattr(utils.Image, "open", lambda *a, **k: open_refused())
+        utils.read_image(tmp_path / "text.png")
     frames = [Image.fromarray(photo), Image.fromarray(photo[::-1])]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(ValueError, match=r"moving\.gif: 2 frames.*; save"):
@@ -270,8 +327,9 @@ def test_seeds_repeat_everything():
 def test_devices():
     assert utils.pick_device("cpu") == torch.device("cpu")
     assert utils.pick_device().type in ("cuda", "mps", "cpu")
-    with pytest.raises(ValueError, match="cuda:99"):
-        utils.pick_device("cuda:99")
+    for name in ("cuda:99", "nonsense"):
+        with pytest.raises(ValueError, match=name):
+            utils.pick_device(name)
 
 
 def test_keep_freed_memory_can_be_called_anywhere(monkeypatch):
