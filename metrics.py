@@ -154,6 +154,30 @@ def evaluate(upscale, pairs, progress=True, extra=None):
     return rows
 
 
+def lpips_or_reason(device="cpu"):
+    """LPIPS (Zhang et al. 2018, with AlexNet) as f(sr, hr) -> number, lower is more alike; or a sentence, why it cannot be had.
+
+    sr, hr: uint8 RGB (H, W, 3), compared whole and in colour. Optional, because its library brings a download of its own.
+    """
+    try:
+        import lpips
+        import torch
+
+        network = lpips.LPIPS(net="alex", verbose=False).to(device).eval()
+    except Exception as error:  # no library, a torchvision that does not fit the installed torch, no network
+        return (
+            f"LPIPS is left out ({type(error).__name__}: {error}). It needs `pip install lpips`, a torchvision that fits the "
+            "installed torch, and, once, a network: torchvision downloads AlexNet's weights (233 MB)."
+        )
+
+    def distance(sr, hr):
+        pair = (torch.from_numpy(image).to(device).permute(2, 0, 1)[None] / 127.5 - 1 for image in (sr, hr))
+        with torch.inference_mode():
+            return float(network(*pair))
+
+    return distance
+
+
 def mean(rows):
     """The mean over images of what `evaluate` returned: {"name": "mean", "psnr", "ssim"}. Never the PSNR of a mean error."""
     if not rows:

@@ -9,14 +9,25 @@ from matplotlib.figure import Figure
 from PIL import Image as PillowImage
 
 from imresize import imresize
+from losses import HEALTHY_RATIO
 from utils import atomic_path, compare, to_array
+
+LOW, HIGH = HEALTHY_RATIO
 
 # What belongs into one panel: (title, columns of the history's rows, logarithmic?)
 PANELS = [
     ("losses", ["content_loss", "adversarial_loss"], True),
     ("discriminator's loss", ["discriminator_loss"], False),
-    ("D(x) of photographs, D(G(z)) of generated images", ["d_real", "d_generated"], False),
-    ("content : adversarial (healthy: about 20 : 1 at the start)", ["content_to_adversarial"], True),
+    (
+        "D(x) of photographs, D(G(z)) of generated images\n(healthy: apart, and not at 1 and 0 for long)",
+        ["d_real", "d_generated"],
+        False,
+    ),
+    (
+        f"content : adversarial\n(healthy: {LOW} to {HIGH}, about 20 after pre-training)",
+        ["content_to_adversarial"],
+        True,
+    ),
     ("validation PSNR in dB (Y)", ["psnr"], False),
 ]
 

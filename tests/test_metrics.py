@@ -1,9 +1,12 @@
 """PSNR and SSIM against their formulas, and the control row: MATLAB's bicubic must land on the published figures."""
 
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from skimage import data
 
 import metrics
@@ -217,6 +220,39 @@ def test_white_noise_and_a_flat_area_give_one():
     assert metrics.checkerboard(noise) == pytest.approx(1, abs=0.1)
     assert metrics.checkerboard(np.full((64, 64, 3), 9, np.uint8)) == pytest.approx(1)
     assert np.isnan(metrics.checkerboard(noise[:63]))
+
+
+# --- LPIPS ---
+
+
+def test_lpips_gets_both_images_in_its_range(pair, monkeypatch):
+    class LPIPS(torch.nn.Module):
+        def __init__(self, net, verbose):
+            super().__init__()
+            assert net == "alex"
+
+        def forward(self, sr, hr):
+            assert sr.shape == hr.shape == (1, 3, 64, 80) and not self.training
+            assert sr.min() >= -1 and sr.max() <= 1 and hr.min() < -0.5 < 0.5 < hr.max()
+            return (sr - hr).abs().mean().reshape(1, 1, 1, 1)
+
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=LPIPS))
+    sr, hr = pair
+    expected = np.abs(sr.astype(float) - hr).mean() / 127.5
+    assert metrics.lpips_or_reason()(sr, hr) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "error", [None, RuntimeError("operator torchvision::nms does not exist"), OSError("no network")]
+)
+def test_without_lpips_the_reason_and_the_way_are_told(error, monkeypatch):
+    def fail(**settings):
+        raise error
+
+    monkeypatch.setitem(sys.modules, "lpips", error and types.SimpleNamespace(LPIPS=fail))  # None: cannot be imported
+    reason = metrics.lpips_or_reason()
+    assert isinstance(reason, str) and "pip install lpips" in reason and "AlexNet" in reason
+    assert error is None or str(error) in reason
 
 
 @pytest.mark.parametrize(

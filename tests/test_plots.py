@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import losses
 import plots
 from imresize import imresize
 
@@ -23,6 +24,13 @@ def history(steps, gan=False):
 @pytest.mark.parametrize(("gan", "panels"), [(False, 2), (True, 5)])
 def test_each_kind_of_quantity_has_its_panel(gan, panels):
     assert len(plots.plot_history(history([1, 2, 3], gan)).axes) == panels
+
+
+def test_what_is_healthy_stands_above_the_curves():
+    titles = [axes.get_title() for axes in plots.plot_history(history([1, 2, 3], gan=True)).axes]
+    assert sum("healthy" in title for title in titles) == 2
+    low, high = losses.HEALTHY_RATIO
+    assert any(f"{low} to {high}" in title for title in titles)
 
 
 def test_curves_show_the_rows():
