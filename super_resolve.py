@@ -14,11 +14,12 @@ on the neighbourhood, and parts of them for the second, which take little memory
 import argparse
 import math
 import os
+import signal
 import struct
 import sys
 import warnings
 import zlib
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from utils import (
     IMAGE_SUFFIXES,
     atomic_path,
     compare,
+    open_deep_image,
     open_image,
     pick_device,
     prepare_image,
@@ -71,7 +73,8 @@ def super_resolve(generator, image, *, tile="auto", device=None, ensemble=False,
     Returns:
         An array of the same type and channels, (4H, 4W, C) or (4H, 4W), for an array; else a PIL image. Gray stays gray,
         transparency is kept (enlarged bicubically), a palette becomes RGB or RGBA, CMYK sRGB, black and white gray, 16-bit
-        gray stays 16-bit. PIL images are turned upright; their ICC profile is kept, `info["dpi"]` is multiplied by 4.
+        gray stays 16-bit (PIL has no 16-bit colour: pass an array, or go from file to file with `super_resolve_file`). PIL
+        images are turned upright; their ICC profile is kept, `info["dpi"]` is multiplied by 4.
 
         On the CPU every value equals that of `to_array(generator(to_tensor(image)))`. A GPU's library may choose another
         algorithm for another shape, and single values may then differ by one level.
@@ -122,7 +125,7 @@ def _pil_to_array(image, name):
         except (ValueError, OSError) as error:
             raise ValueError(f"{name}: cannot convert {image.mode} to {mode}; save it as RGB") from error
     info = {}
-    if image.info.get("icc_profile"):
+    if image.info.get("icc_profile") and image.mode != "LAB":  # what becomes RGB has another
         info["icc_profile"] = image.info["icc_profile"]
     try:
         dpi = [SCALE * float(value) for value in image.info["dpi"]]  # so that it is printed at the same size
@@ -214,7 +217,7 @@ def _network(generator, image, core, tile, ensemble, advance):
     lr = (lr / np.iinfo(image.dtype).max).expand(1, 3, -1, -1).to(weight.device, weight.dtype)
 
     sr = torch.zeros(3, SCALE * (core[2] - core[0]), SCALE * (core[3] - core[1]), device=weight.device)
-    parts = _tiles(core, max(96, tile // 4))
+    parts = _tiles(core, max(96, math.ceil(tile / 3)))  # a third: their maps then take as much as those of the blocks
     views = range(8) if ensemble else range(1)
     for view in views:
         features = _turn_back(generator.trunk(_turn(lr, view)), view)  # (1, C, h, w)
@@ -350,13 +353,15 @@ def _is_out_of_memory(error):
 def super_resolve_file(generator, source, target, *, tile="auto", device=None, ensemble=False, progress=True):
     """Enlarge the image file `source` into the PNG file `target`, holding a strip of the result at a time.
 
-    Beyond the size of the decoded source this takes about 1 GB, whatever the size. The rest is as in `super_resolve`. The
-    file `target` is made whole or not at all, and replaced if there is one.
+    Beyond the size of the decoded source this takes about 1 GB, whatever the size. The rest is as in `super_resolve`, but
+    16 bits a channel stay 16 in colour, too. The file `target` is made whole or not at all, and replaced if there is one.
     """
-    array, info = _pil_to_array(open_image(source), source)
+    image, deep = open_deep_image(source)
+    array, info = _pil_to_array(image, source)
+    array = array if deep is None else deep
     pixels = array if array.ndim == 3 else array[..., None]
     strips = _strips(generator, pixels, tile, device, ensemble, progress)
-    with atomic_path(target) as temporary:
+    with atomic_path(target) as temporary, closing(strips):
         _write_png(temporary, strips, [SCALE * side for side in pixels.shape[:2]], pixels.shape[2], pixels.dtype, info)
 
 
@@ -427,14 +432,15 @@ def find_weights(method):
 def find_images(inputs):
     """The files that `inputs`, files and folders, name; of a folder the images directly in it, in the order of names."""
     for path in map(Path, inputs):
+        files = []
         if not path.is_dir():
-            yield path  # whether it is an image shows when it is opened
-            continue
-        files = [
-            file
-            for file in sorted(path.iterdir())
-            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
-        ]
+            files = [path]  # whether it is an image shows when it is opened
+        elif os.access(path, os.R_OK | os.X_OK):
+            files = [
+                file
+                for file in sorted(path.iterdir())
+                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+            ]
         yield from files or [path]  # an empty folder fails by name, like a file that cannot be read
 
 
@@ -451,12 +457,12 @@ def compare_middle(generator, source, label, options, side=128):
         {
             "input": middle.repeat(SCALE, axis=0).repeat(SCALE, axis=1)[crop],
             "bicubic": imresize(middle, SCALE)[crop],
-            label: super_resolve(generator, middle, **options)[crop],
+            label: super_resolve(generator, middle, progress=False, **options)[crop],
         }
     )
 
 
-def demo(generator, source, folder, label, options, side=480):
+def demo(generator, source, folder, label, options, force=False, side=480):
     """Reduce an image to 1/4, enlarge it again, score both enlargements, and keep a sheet of the middle in `folder`."""
     hr = read_image(source)
     height, width = (length - length % SCALE for length in hr.shape[:2])
@@ -475,6 +481,9 @@ def demo(generator, source, folder, label, options, side=480):
     top, left = (max(0, (length - side) // 2) for length in hr.shape[:2])
     box = (left, top, min(side, width), min(side, height))
     target = Path(folder, "demo", f"{Path(source).stem}.png")
+    if target.exists() and not force:
+        print(f"{target} exists, not written again (--force replaces it)")
+        return
     with atomic_path(target) as temporary:
         compare({"input, 1/4": lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1), **sheet, "original": hr}, box).save(
             temporary
@@ -506,6 +515,8 @@ def _arguments(argv):
     args = parser.parse_args(argv)
     if not (args.inputs or args.demo or args.export):
         parser.error("name images or folders to enlarge, or --demo IMAGE, or --export FILE.onnx")
+    if args.tile is not None and args.tile < 1:
+        parser.error(f"--tile takes a whole number of pixels of at least 1, not {args.tile}")
     if args.export and args.method == "bicubic":
         parser.error("bicubic has no network to export")
     return args
@@ -514,6 +525,9 @@ def _arguments(argv):
 def main(argv=None):
     """Run the command line; returns the exit code: 0, 1 if anything failed, 130 if it was stopped."""
     args = _arguments(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a name that the terminal cannot show must not stop the run
     try:
         device = pick_device(args.device)
         generator, label = None, args.method
@@ -528,7 +542,7 @@ def main(argv=None):
             export_onnx(generator, args.export)
             print(f"wrote {args.export}")
         if args.demo:
-            demo(generator, args.demo, args.output, label, options)
+            demo(generator, args.demo, args.output, label, options, args.force)
         failures = _enlarge_all(generator, args, label, options) if args.inputs else 0
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where it was", file=sys.stderr)
@@ -541,7 +555,14 @@ def main(argv=None):
 
 def _enlarge_all(generator, args, label, options):
     """Enlarge all inputs into the output folder, going on after failures; returns how many failed."""
-    sources = list({source.resolve(): source for source in find_images(args.inputs)}.values())  # each file once
+    try:
+        os.makedirs(args.output, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{args.output}: cannot be the folder for results ({error.strerror}); name another with -o"
+        ) from error
+    # Each name once; a link and what it points to are two names.
+    sources = list({source.parent.resolve() / source.name: source for source in find_images(args.inputs)}.values())
     originals = {source.resolve() for source in sources}
     made, skipped, failed, taken = 0, 0, [], {}
     for number, source in enumerate(sources, start=1):
@@ -549,16 +570,17 @@ def _enlarge_all(generator, args, label, options):
         target = Path(args.output, f"{source.stem}.png")
         try:
             if source.is_dir():
+                os.listdir(source)  # says so if that is not allowed
                 raise ValueError(f"{source}: no images in this folder; its subfolders have to be named themselves")
             if target.resolve() in originals:
                 raise ValueError(
                     f"{source}: the result {target} would replace an original; choose another folder with -o"
                 )
-            if target.resolve() in taken:
+            if target in taken:
                 raise ValueError(
-                    f"{source}: the result {target} is that of {taken[target.resolve()]}; give one of them another folder with -o"
+                    f"{source}: the result {target} is that of {taken[target]}; give one of them another folder with -o"
                 )
-            taken[target.resolve()] = source
+            taken[target] = source
             if target.exists() and not args.force:
                 print(f"  {target} exists, skipped (--force replaces it)")
                 skipped += 1
@@ -566,17 +588,20 @@ def _enlarge_all(generator, args, label, options):
                 super_resolve_file(generator, source, target, **options)
                 made += 1
             sheet = target.parent / "compare" / target.name
-            if args.compare and generator is not None and (args.force or not sheet.exists()):
+            if args.compare and (args.force or not sheet.exists()):
                 with atomic_path(sheet) as temporary:
                     compare_middle(generator, source, label, options).save(temporary)
         except (OSError, ValueError, MemoryError) as error:
-            print(f"  failed: {error}", file=sys.stderr)
-            failed.append(error)
+            # The system's own errors (disk full, no permission) do not name the image.
+            message = str(error) if str(error).startswith(f"{source}:") else f"{source}: {error}"
+            print(f"  failed: {message}", file=sys.stderr)
+            failed.append(message)  # not the error, which would keep the image and its strips in memory
     print(f"{made} enlarged, {skipped} skipped, {len(failed)} failed; results in {args.output}")
-    for error in failed:
-        print(f"  {error}", file=sys.stderr)
+    for message in failed:
+        print(f"  {message}", file=sys.stderr)
     return len(failed)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside: tidied up as after Ctrl-C
     sys.exit(main())

@@ -1,9 +1,12 @@
 """Pieces against the whole image, value for value; every kind of image file, sound and damaged; the command line."""
 
+import errno
 import io
 import os
 import random
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -255,15 +258,20 @@ def palette_image(transparent=False):
 
 PIL_MODES = {
     "1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB", "RGBA": "RGBA", "RGBa": "RGBA",
-    "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "I;16": "I;16", "I": "I;16",
+    "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "LAB": "RGB", "I;16": "I;16", "I;16L": "I;16", "I;16B": "I;16",
+    "I;16N": "I;16", "I": "I;16",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", PIL_MODES)
 def test_every_mode_of_pil(tiny, mode):
     rgb = Image.fromarray(photo(9, 12))
-    if mode in ("I;16", "I"):
-        image = Image.fromarray(photo(9, 12)[..., 0].astype(np.uint16) * 200).convert(mode)
+    deep = photo(9, 12)[..., 0].astype(np.uint16) * 200
+    if mode == "I":
+        image = Image.fromarray(deep).convert(mode)
+    elif mode.startswith("I"):
+        order = {"B": ">", "L": "<"}.get(mode[-1], "=" if mode[-1] == "N" else "<")
+        image = Image.frombytes(mode, (12, 9), deep.astype(deep.dtype.newbyteorder(order)).tobytes())
     elif mode in ("La", "RGBa", "PA"):
         image = rgb.convert("RGBA").convert({"La": "LA", "RGBa": "RGBa", "PA": "PA"}[mode])
         image = image.convert(mode)
@@ -274,6 +282,20 @@ def test_every_mode_of_pil(tiny, mode):
     if result.mode.startswith("RGB"):
         colours = np.array(image.convert("RGBA").convert("RGB") if mode == "RGBa" else image.convert("RGB"))
         assert np.array_equal(np.array(result)[..., :3], whole(tiny, colours))
+    elif mode.startswith("I"):
+        assert np.array_equal(np.array(result), super_resolve(tiny, deep, progress=False))
+
+
+def test_no_mode_of_pil_is_left_out(tiny):
+    assert set(Image.MODES) <= {*PIL_MODES, "F"}
+    with pytest.raises(ValueError, match="floating-point"):
+        super_resolve(tiny, Image.new("F", (3, 3)), progress=False)
+
+
+def test_a_profile_of_other_colours_is_left_out(tiny):
+    image = Image.fromarray(photo(4, 4)).convert("LAB")
+    image.info["icc_profile"] = b"of LAB"
+    assert "icc_profile" not in super_resolve(tiny, image, progress=False).info
 
 
 def test_transparency_of_a_palette_and_of_a_colour_is_kept(tiny):
@@ -469,10 +491,16 @@ def test_impossible_files_are_refused(tiny, tmp_path, name, content):
         super_resolve_file(tiny, tmp_path / name, tmp_path / "out.png", progress=False)
 
 
-def test_sixteen_bits_a_colour_are_said_to_be_lost(tiny, tmp_path):
-    module._write_png(tmp_path / "in.png", [np.full((4, 4, 3), 30000, np.uint16)], (4, 4), 3, np.uint16, {})
-    with pytest.warns(UserWarning, match="16 bits a channel are read as 8"):
-        super_resolve_file(tiny, tmp_path / "in.png", tmp_path / "out.png", progress=False)
+@pytest.mark.parametrize("channels", [3, 4])
+def test_sixteen_bits_a_colour_stay_sixteen_from_file_to_file(tiny, tmp_path, channels):
+    cv2 = pytest.importorskip("cv2")
+    array = np.random.default_rng(0).integers(0, 65536, (20, 5, channels)).astype(np.uint16)
+    module._write_png(tmp_path / "in.png", [array], (20, 5), channels, np.uint16, {})
+    super_resolve_file(tiny, tmp_path / "in.png", tmp_path / "out.png", tile=16, progress=False)
+    result = cv2.imread(str(tmp_path / "out.png"), cv2.IMREAD_UNCHANGED)[..., [2, 1, 0, 3][:channels]]
+    assert np.array_equal(result, super_resolve(tiny, array, progress=False))
+    with pytest.warns(UserWarning, match="16 bits a channel are read as 8"):  # a PIL image cannot hold them
+        assert super_resolve(tiny, tmp_path / "in.png", progress=False).mode == {3: "RGB", 4: "RGBA"}[channels]
 
 
 def test_a_result_is_whole_or_absent(tiny, tmp_path, monkeypatch):
@@ -539,8 +567,93 @@ def test_the_command_line_goes_on_and_sums_up(folder, tiny, capsys):
     assert (folder / "out" / "b.png").read_bytes() == b"mine"
     assert read_image("out/compare/b.png").shape[0] >= 120
 
-    assert module.main(["照片 1/b.png", "-o", "out", "--force"]) == 0
-    assert read_image("out/b.png").shape == (120, 80, 3)
+    assert module.main(["照片 1/b.png", "-o", "out", "--force", "--ensemble", "--tile", "16"]) == 0
+    assert np.array_equal(
+        read_image("out/b.png"), super_resolve(tiny, photo(30, 20), tile=16, ensemble=True, progress=False)
+    )
+    assert module.main(["照片 1/b.png", "-o", "plain", "--method", "bicubic", "--compare"]) == 0
+    assert np.array_equal(read_image("plain/b.png"), imresize(photo(30, 20), 4))
+    assert read_image("plain/compare/b.png").shape[1] < read_image("out/compare/b.png").shape[1]  # two, not three
+
+
+def test_names_of_every_kind(folder, tiny, capsys):
+    (folder / "in").mkdir()
+    (folder / "照片 1" / "b.png").rename(folder / "in" / "B.1.PNG")
+    os.symlink("B.1.PNG", folder / "in" / "link.png")  # a name of its own
+    os.symlink("nowhere.png", folder / "in" / "broken.png")
+    (folder / "in" / "folder.png").mkdir()
+    (folder / "in" / ".hidden.png").write_bytes(b"a program's own")
+    os.symlink("in", folder / "other")
+    assert module.main(["in", "other", "in/../in/B.1.PNG", "-o", "结果 1/二"]) == 0  # all the same two
+    assert "2 enlarged, 0 skipped, 0 failed" in capsys.readouterr().out
+    assert sorted(path.name for path in (folder / "结果 1" / "二").iterdir()) == ["B.1.png", "link.png"]
+    assert module.main(["in/broken.png"]) == 1
+    assert "broken.png: no such file" in capsys.readouterr().err
+    # A result that would replace what a link among the inputs points to.
+    (folder / "out").mkdir()
+    os.symlink("../in/B.1.PNG", folder / "out" / "c.png")
+    assert module.main(["out/c.png", "-o", "out", "--force"]) == 1
+    assert "would replace an original" in capsys.readouterr().err
+
+
+def test_names_that_the_terminal_cannot_show(folder, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert module.main(["照片 1", "-o", "out", "--method", "bicubic"]) == 1
+    assert len(list((folder / "out").iterdir())) == 2
+    sys.stdout.flush()
+    assert b"?? 1/a.jpg" in sys.stdout.buffer.getvalue()
+
+
+def test_a_full_disk_fails_one_image_and_leaves_nothing(folder, tiny, monkeypatch, capsys):
+    write = module._write_png
+
+    def full(path, strips, *arguments):
+        write(path, strips, *arguments)
+        if "a.jpg" in capsys.readouterr().out:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "_write_png", full)
+    assert module.main(["照片 1/a.jpg", "照片 1/b.png", "-o", "out"]) == 1
+    printed = capsys.readouterr()
+    assert "照片 1/a.jpg: [Errno 28] No space left on device" in printed.err and "1 enlarged" in printed.out
+    assert [path.name for path in (folder / "out").iterdir()] == ["b.png"]
+
+
+def test_folders_that_cannot_be_used(folder, monkeypatch, capsys):
+    (folder / "file").write_text("no folder")
+    assert module.main(["照片 1/a.jpg", "-o", "file"]) == 1
+    assert "error: file: cannot be the folder for results" in capsys.readouterr().err
+    listdir = os.listdir
+
+    def closed(path):
+        if "empty" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(module.os, "access", lambda path, mode: "empty" not in str(path))
+    monkeypatch.setattr(module.os, "listdir", closed)
+    assert module.main(["照片 1/empty", "照片 1/a.jpg", "-o", "out"]) == 1  # the rest is done all the same
+    printed = capsys.readouterr()
+    assert "Permission denied" in printed.err and "1 enlarged, 0 skipped, 1 failed" in printed.out
+
+
+def test_ended_from_outside_it_tidies_up(folder):
+    Image.fromarray(photo(500, 500)).resize((3000, 3000)).save("large.png")
+    command = [sys.executable, module.__file__, "large.png", "-o", "out", "--tile", "200", "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "out").exists() or not any((folder / "out").iterdir()):  # until it writes
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.terminate()
+        code = process.wait(60)
+    finally:
+        process.kill()
+    if sys.platform != "win32":  # there it is killed at once
+        assert code == 130
+        assert not any((folder / "out").iterdir())
 
 
 def test_originals_are_never_replaced(folder, capsys):
@@ -565,7 +678,9 @@ def test_what_is_missing_is_said(folder, capsys):
     assert module.main(["nowhere.png", "照片 1/empty"]) == 1
     printed = capsys.readouterr().err
     assert "nowhere.png: no such file" in printed and "empty: no images" in printed
-    for wrong in ([], ["--export", "a.onnx", "--method", "bicubic"]):
+    assert module.main(["照片 1/a.jpg", "--device", "nonsense"]) == 1
+    assert "'nonsense' cannot be used" in capsys.readouterr().err
+    for wrong in ([], ["--export", "a.onnx", "--method", "bicubic"], ["照片 1", "--tile", "0"]):
         with pytest.raises(SystemExit):
             module.main(wrong)
 
@@ -585,6 +700,12 @@ def test_demo_reduces_enlarges_and_scores(folder, capsys):
     assert module.main(["--demo", "original.png", "-o", "out"]) == 0
     printed = capsys.readouterr().out
     assert "bicubic" in printed and "srgan" in printed and printed.count("dB") == 2
+    assert read_image("out/demo/original.png").shape[0] > 100
+    (folder / "out" / "demo" / "original.png").write_bytes(b"mine")
+    assert module.main(["--demo", "original.png", "-o", "out", "--method", "bicubic"]) == 0
+    assert "exists" in capsys.readouterr().out
+    assert (folder / "out" / "demo" / "original.png").read_bytes() == b"mine"
+    assert module.main(["--demo", "original.png", "-o", "out", "--method", "bicubic", "--force"]) == 0
     assert read_image("out/demo/original.png").shape[0] > 100
 
 
