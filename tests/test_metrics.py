@@ -145,6 +145,7 @@ def test_no_blobs_in_photographs_and_bicubic(photograph):
     assert metrics.find_artifacts(hr, lr) == []
     assert metrics.find_artifacts(imresize(lr, 4), lr) == []
     assert metrics.artifact_map(hr, lr).shape == lr.shape[:2]
+    assert metrics.artifact_map(hr, lr).max() < 1 and metrics.artifact_map(imresize(lr, 4), lr).max() < 2
 
 
 @pytest.mark.parametrize("colour", [(80, 0, 0), (-70, 40, -70), (60, 60, 60)])
