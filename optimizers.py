@@ -33,7 +33,10 @@ class Muon(torch.optim.Adam):
         others = [parameter for parameter in parameters if all(parameter is not one for one in hidden)]
         super().__init__([dict(params=others), dict(params=hidden)] if hidden else others, lr=lr, fused=fused)
         self.hidden, self.muon_lr = hidden, muon_lr
-        self._step_supports_amp_scaling = False  # a GradScaler is to undo its scale before `step`, not within Adam's kernel
+        self._step_supports_amp_scaling = False  # a GradScaler is to undo its scale before `step`, not in Adam's kernel
+
+    def __setstate__(self, state):
+        torch.optim.Optimizer.__setstate__(self, state)  # Adam's wants a count of steps in each state; Muon has none
 
     @torch.no_grad()
     def step(self):
@@ -51,7 +54,7 @@ class Muon(torch.optim.Adam):
             torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
             ahead = torch._foreach_lerp(gradients, momenta, self.MOMENTUM)  # Nesterov's look ahead
             updates = orthogonal(torch.stack([update.flatten(1) for update in ahead]))
-            size = 0.2 * max(updates.shape[1:]) ** 0.5  # an orthogonal (m, n) matrix has the root mean square max(m, n)**-0.5
+            size = 0.2 * max(updates.shape[1:]) ** 0.5  # the root mean square of an orthogonal one: max(m, n)**-0.5
             for weight, update in zip(weights, updates, strict=True):
                 weight.add_(update.view(shape), alpha=-self.muon_lr * self.param_groups[1]["lr"] * size)
                 weight.grad = None  # Adam, below, passes over parameters without a gradient
@@ -61,13 +64,14 @@ class Muon(torch.optim.Adam):
 def orthogonal(matrices):
     """(K, m, n) -> (K, m, n): nearly the nearest matrices with orthonormal rows or columns, singular values 0.7 to 1.2.
 
-    Five Newton-Schulz iterations with Jordan's coefficients, in bfloat16 where that is fast: they bear its rounding.
+    Five Newton-Schulz iterations with Jordan's coefficients; of float32 in bfloat16 where that is fast, whose rounding
+    they bear.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonal(matrices.mT).mT
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-12)
-    if computes_in_bf16(x.device):
+    if x.dtype == torch.float32 and computes_in_bf16(x.device):
         x = x.bfloat16()
     for _ in range(5):
         gram = x @ x.mT
