@@ -94,8 +94,9 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x):
         if not self.training:
             return super().forward(x)
-        mean = _mean_over_processes(x.mean((0, 2, 3)))
-        centred = x - mean.view(1, -1, 1, 1)
+        precise = x.to(self.running_mean.dtype)  # mixed precision may hand in half: its sums need single
+        mean = _mean_over_processes(precise.mean((0, 2, 3)))
+        centred = precise - mean.view(1, -1, 1, 1)
         variance = _mean_over_processes(centred.square().mean((0, 2, 3)))
         with torch.no_grad():
             count = torch.distributed.get_world_size() * x.numel() / x.shape[1]
@@ -103,7 +104,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             self.num_batches_tracked += 1
         scale = self.weight * (variance + self.eps).rsqrt()
-        return centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
 
 
 def _mean_over_processes(x):
