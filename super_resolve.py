@@ -47,7 +47,7 @@ from utils import (
 BICUBIC_RADIUS = 3  # LR pixels: 4 taps reach 2 far
 SMALLEST_TILE = 16  # LR pixels
 LARGEST_TILE = 1024  # beyond it the neighbourhood costs next to nothing
-CPU_BUDGET = 0.7e9  # bytes for the network's feature maps; more would not be faster
+CPU_BUDGET = 0.8e9  # bytes for the network's feature maps; more would lose less time on neighbourhoods
 # PyTorch gives a 3 x 3 convolution of at most so many input values to another library, which sums in another order
 # (`use_mkldnn` in ATen/native/Convolution.cpp): a small piece of a larger image is taken with more around it.
 SMALL_CONVOLUTION = 20480
@@ -217,7 +217,7 @@ def _network(generator, image, core, tile, ensemble, advance):
     lr = (lr / np.iinfo(image.dtype).max).expand(1, 3, -1, -1).to(weight.device, weight.dtype)
 
     sr = torch.zeros(3, SCALE * (core[2] - core[0]), SCALE * (core[3] - core[1]), device=weight.device)
-    parts = _tiles(core, max(96, math.ceil(tile / 3)))  # a third: their maps then take as much as those of the blocks
+    parts = _tiles(core, max(96, math.ceil(tile / 4)))
     views = range(8) if ensemble else range(1)
     for view in views:
         features = _turn_back(generator.trunk(_turn(lr, view)), view)  # (1, C, h, w)
@@ -353,8 +353,9 @@ def _is_out_of_memory(error):
 def super_resolve_file(generator, source, target, *, tile="auto", device=None, ensemble=False, progress=True):
     """Enlarge the image file `source` into the PNG file `target`, holding a strip of the result at a time.
 
-    Beyond the size of the decoded source this takes about 1 GB, whatever the size. The rest is as in `super_resolve`, but
-    16 bits a channel stay 16 in colour, too. The file `target` is made whole or not at all, and replaced if there is one.
+    Beyond the decoded source and a strip of the result this takes about 1 GB, whatever the size. The rest is as in
+    `super_resolve`, but 16 bits a channel stay 16 in colour, too. The file `target` is made whole or not at all, and
+    replaced if there is one.
     """
     image, deep = open_deep_image(source)
     array, info = _pil_to_array(image, source)
@@ -508,8 +509,9 @@ def _arguments(argv):
         action="store_true",
         help="average over 8 flips and rotations: smoother, 8 times slower",
     )
-    add("--compare", action="store_true", help="also write compare/<name>.png: the middle beside bicubic")
+    add("--compare", action="store_true", help="also write compare/<name>.png: the middle beside input and bicubic")
     add("--force", action="store_true", help="replace results that are there already")
+    add("--large", action="store_true", help="also read images of more than 179 megapixels, which could be a trap")
     add("--demo", metavar="IMAGE", help="reduce this image to 1/4, enlarge it again, show and score that")
     add("--export", metavar="FILE.onnx", help="write the generator as ONNX and stop")
     args = parser.parse_args(argv)
@@ -525,6 +527,8 @@ def _arguments(argv):
 def main(argv=None):
     """Run the command line; returns the exit code: 0, 1 if anything failed, 130 if it was stopped."""
     args = _arguments(argv)
+    if args.large:
+        Image.MAX_IMAGE_PIXELS = None
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a name that the terminal cannot show must not stop the run

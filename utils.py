@@ -198,7 +198,8 @@ def _decode(path, rawmode=None):
         raise OSError(f"{path}: it may not be read ({error.strerror}); change its permissions") from error
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"{path}: {error}; cut it into parts or, if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS before reading it"
+            f"{path}: {error}; cut it into parts or, if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS before reading "
+            "it (super_resolve.py --large)"
         ) from error
     except MemoryError as error:
         raise OSError(f"{path}: not enough memory to decode it; cut it into parts or close other programs") from error

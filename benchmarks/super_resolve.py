@@ -86,7 +86,9 @@ def main():
     side = tile + 80  # of a piece with its neighbourhood
     # What the paper's network has not gone through, but would hold: the rest of the source and of a row of pieces.
     rest = 3 * (HEIGHT * WIDTH - 2 * side**2) + 3 * 16 * (WIDTH * tile - 2 * side**2)
-    print("\nMemory for a 24-megapixel file (384 megapixels enlarged) in MB: framework, beyond it; seconds")
+    print(
+        "\nMemory for a 24-megapixel file (384 megapixels enlarged) in MB: framework, beyond it (at most 1500); seconds"
+    )
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         for name, blocks, channels, height, width, piece, unseen in [
@@ -97,7 +99,8 @@ def main():
             framework, beyond, duration = memory(folder / "in.png", folder, blocks, channels, piece)
             print(f"{name:>44}: {framework:6.0f} {beyond + unseen / 1e6:6.0f} {duration:6.0f} s", flush=True)
 
-    # Large enough for four pieces, small enough for the whole at once (about 10 GB).
+    # Large enough for four pieces, small enough for the whole at once (about 8 GB).
+    print("\nIn pieces against at once (at most +15 %):")
     image = photograph(tile + 200, tile + 200)
     slim = SRResNet(16, 16, init="interpolator").to(memory_format=torch.channels_last).eval()
     for name, generator in (("16 blocks, 16 channels", slim), ("paper", paper)):

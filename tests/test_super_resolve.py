@@ -596,6 +596,14 @@ def test_names_of_every_kind(folder, tiny, capsys):
     assert "would replace an original" in capsys.readouterr().err
 
 
+def test_an_image_beyond_pillows_limit_is_read_when_asked_for(folder, monkeypatch, capsys):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # put back after the test
+    assert module.main(["照片 1/b.png", "-o", "out"]) == 1
+    assert "--large" in capsys.readouterr().err
+    assert module.main(["照片 1/b.png", "-o", "out", "--large"]) == 0
+    assert read_image("out/b.png").shape == (120, 80, 3)
+
+
 def test_names_that_the_terminal_cannot_show(folder, monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
