@@ -30,7 +30,7 @@ from metrics import evaluate, mean
 from models import Discriminator, SRResNet, reestimate_batch_norm, save_generator
 from optimizers import Muon
 from processes import deferred_signals, ignore_ended_children, on_first_process, share_batch_norm
-from utils import can_compile, computes_in_bf16, keep_freed_memory, seed_everything, to_array, to_tensor
+from utils import can_compile, computes_in_bf16, device_name, keep_freed_memory, seed_everything, to_array, to_tensor
 
 # Settings that change how a run is kept or shown, not what it computes: they may differ when it goes on.
 BOOKKEEPING = {"num_workers", "log_every", "checkpoint_minutes", "keep_last", "keep_every", "tensorboard"}
@@ -117,7 +117,9 @@ class Solver:
             optimizer = OPTIMIZERS[self.config["optimizer"]]
             self.optimizers[name] = optimizer(network, fused=self.device.type != "mps")
             if self.config["compile"] and can_compile(self.device):
-                network.compile()
+                # Each shape of batch in kernels of its own: by default the second one brings kernels for any shape, which
+                # round otherwise, and a run that went on from another batch would not come to the same bits.
+                network.compile(dynamic=False)
             if self.accelerator.num_processes > 1:
                 network = self.accelerator.prepare(share_batch_norm(network, self.device))
                 # Two forwards before a backward (real and generated images) fail if buffers are broadcast in between.
@@ -437,7 +439,7 @@ class Solver:
             if self.step:  # before the state: whoever finds a state of the end finds the generator of the end
                 save_generator(
                     f"{self.folder}.safetensors", generator, stage=type(self).__name__, step=self.step,
-                    epoch=self.epoch, seconds=round(self.seconds), device=str(self.device), config=self.config,
+                    epoch=self.epoch, seconds=round(self.seconds), device=device_name(self.device), config=self.config,
                     images=len(self.dataset.pairs),
                 )  # fmt: skip
             return states.write(self.folder, self.step, tensors, facts, self.config["keep_last"], keep_as)
@@ -479,7 +481,17 @@ class Solver:
             with self._explained():
                 self.log.rewrite(self.history)
         self._say(f"Going on from {path.name}: {self.epoch} epochs and {self.batch} batches are done.")
+        then, now = facts["versions"], self._versions()
+        others = [f"{name} was {then[name]}, is {now[name]}" for name in now if then.get(name, now[name]) != now[name]]
+        if others:
+            self._say(f"It may come to other last digits than it would have there: {'; '.join(others)}.")
         return True
+
+    def _versions(self):
+        """What, besides the settings, decides how sums are rounded: it may differ when a run goes on, which then says so."""
+        here = dict(device=device_name(self.device), bf16=computes_in_bf16(self.device))
+        here.update(processes=self.accelerator.num_processes)
+        return {"python": sys.version.split()[0], "torch": torch.__version__, **here}
 
     def _identity(self):
         """What must be the same for a run to go on as if it had never stopped."""
@@ -504,13 +516,15 @@ class Solver:
             epoch=self.epoch, batch=self.batch, batches_per_epoch=len(self.loader), step=self.step,
             seconds=self.seconds, learning_rate_scale=self.learning_rate_scale, identity=self._identity(),
             python_random=python_random, scaler=self.scaler.state_dict(),
-            versions={"python": sys.version.split()[0], "torch": torch.__version__},
+            versions=self._versions(),
         )  # fmt: skip
         return {name: value.detach().cpu() for name, value in tensors.items()}, facts
 
     def _load(self, tensors, facts):
+        # Another optimizer (`allow_changes`) begins anew: averages of the one before mean nothing to it.
+        same_optimizer = facts["identity"].get("optimizer", "adam") == self.config["optimizer"]
         for name, optimizer in self.optimizers.items():
-            states.unpack(tensors, name, self.bare(name), optimizer)
+            states.unpack(tensors, name, self.bare(name), optimizer if same_optimizer else None)
         states.unpack(tensors, "ema", self.ema)
         self._for_use = None
         self._sums = {name: value.to(self.device) for name, value in states.under("sums.", tensors).items()}

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from copy import deepcopy
 from pathlib import Path
 
@@ -109,11 +110,12 @@ def at_step(monkeypatch, solver, number, action):
 
 @pytest.fixture(scope="session")
 def uninterrupted(images, tmp_path_factory):
-    """{stage: a finished training}."""
+    """{stage: a finished training}; "muon": the GAN stage by the other optimizer."""
     solvers = {}
-    for stage in STAGES:
-        solvers[stage] = make(stage, images, tmp_path_factory.mktemp("whole") / stage)
-        solvers[stage].fit()
+    for name in [*STAGES, "muon"]:
+        stage, settings = ("gan", {"optimizer": "muon"}) if name == "muon" else (name, {})
+        solvers[name] = make(stage, images, tmp_path_factory.mktemp("whole") / name, **settings)
+        solvers[name].fit()
     return solvers
 
 
@@ -284,6 +286,20 @@ def test_measure_leaves_no_trace(stage, images, uninterrupted, tmp_path):
     assert_same(solver, uninterrupted[stage])
 
 
+def test_muon_goes_on_to_the_bit(images, uninterrupted, tmp_path, monkeypatch):
+    solver = make("gan", images, tmp_path / "run", optimizer="muon")
+    at_step(monkeypatch, solver, 6, lambda losses: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        solver.fit()
+    assert any(name.endswith(".momentum") for name in state_of(solver)[0])
+    again = make("gan", images, tmp_path / "run", optimizer="muon", seed=9)
+    again.resume()
+    again.fit(2)
+    assert again.measure() > 0  # which puts a state back, too
+    again.fit()
+    assert_same(again, uninterrupted["muon"])
+
+
 # --- what a state holds, and who may go on from it -------------------------------------------------------------------
 
 
@@ -300,6 +316,33 @@ def test_changed_settings_and_lists_are_told_and_refused(images, uninterrupted, 
         make("pretrain", more, tmp_path / "run").resume()
     with pytest.raises(ValueError, match="patches_per_image: 4 in the state, 5 now"):
         make("pretrain", images, tmp_path / "run", patches=5).resume()
+
+
+@pytest.mark.parametrize(("then", "now"), [("gan", "muon"), ("muon", "gan")])
+def test_another_optimizer_is_refused_or_begins_anew(then, now, images, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted[then].folder, tmp_path / "run")
+    settings = dict(epochs=4, optimizer="muon" if now == "muon" else "adam")
+    with pytest.raises(ValueError, match=r"optimizer: \w+ in the state, \w+ now"):
+        make("gan", images, tmp_path / "run", **settings).resume()
+    solver = make("gan", images, tmp_path / "run", **settings)
+    assert solver.resume(allow_changes=True) and not any(o.state for o in solver.optimizers.values())
+    weights = uninterrupted[then].generator.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in solver.generator.state_dict().items())
+    solver.fit()
+    assert solver.step == 16
+
+
+def test_another_machine_is_told(images, uninterrupted, tmp_path, monkeypatch, capsys):
+    """ "auto" is bf16 where that is faster: a run may move on, and is told that its last digits may."""
+    for bf16 in (True, False):
+        monkeypatch.setattr(solver_module, "computes_in_bf16", lambda device, bf16=bf16: bf16)
+        solver = make("pretrain", images, tmp_path / "run", mixed_precision="auto", epochs=1 if bf16 else 2)
+        assert solver.autocast._enabled == bf16
+        assert solver.resume(allow_changes=True) != bf16
+        solver.fit()
+    assert "other last digits" in (text := capsys.readouterr().out) and "bf16 was True, is False" in text
+    again = make("pretrain", images, tmp_path / "run", mixed_precision="auto", epochs=2)
+    assert again.resume() and "other last digits" not in capsys.readouterr().out
 
 
 def test_another_batch_size_goes_on_after_the_same_part_of_the_epoch(images, tmp_path, monkeypatch):
@@ -515,11 +558,16 @@ def test_a_full_disk_leaves_the_state_before_whole(folder, images, uninterrupted
     assert_same(again, uninterrupted["pretrain"])
 
 
+def mount(folder, options):
+    """Whether a file system in memory could be mounted there."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return os.name == "posix" and not os.geteuid() and not subprocess.run(command, capture_output=True).returncode
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     (tmp_path / "disk").mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path / "disk")]
-    if os.name != "posix" or os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+    if not mount(tmp_path / "disk", "size=256k"):
         pytest.skip("may not mount a small disk")
     yield tmp_path / "disk"
     subprocess.run(["umount", str(tmp_path / "disk")], check=True)
@@ -540,12 +588,22 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(images, tmp_pat
         solver.fit()
     assert solver.step == 0
 
-    (tmp_path / "parent").mkdir()
-    (tmp_path / "parent").chmod(0o500)
-    if os.access(tmp_path / "parent", os.W_OK):
-        pytest.skip("permissions do not bind this user")
-    with pytest.raises(PermissionError, match="cannot be written"):
-        make("pretrain", images, tmp_path / "parent" / "run").fit()
+
+def test_a_read_only_folder_is_told_before_training(images, tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    folder.chmod(0o500)
+    mounted = False
+    if os.access(folder, os.W_OK):  # permissions do not bind this user; a file system does
+        mounted = mount(folder, "ro") or pytest.skip("permissions do not bind this user, who may not mount either")
+    try:
+        solver = make("pretrain", images, folder / "run")
+        with pytest.raises(OSError, match=r"closed/run: cannot be written .*Make room, or make the folder writable"):
+            solver.fit()
+        assert solver.step == 0
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
 
 
 @POSIX
@@ -569,7 +627,9 @@ def test_a_killed_worker_costs_nothing(images, tmp_path, monkeypatch):
     assert_same(again, whole)
 
 
-@pytest.mark.parametrize("settings", [{"batchsize": 4}, {"mixed_precision": "half"}, {"schedule": "step"}])
+@pytest.mark.parametrize(
+    "settings", [{"batchsize": 4}, {"mixed_precision": "half"}, {"schedule": "step"}, {"optimizer": "sgd"}]
+)
 def test_unknown_settings_are_refused_at_once(settings, images, tmp_path):
     with pytest.raises(ValueError, match=next(iter(settings))):
         make("pretrain", images, tmp_path / "run", **settings)
@@ -675,6 +735,71 @@ def test_two_solvers_with_different_precision_in_one_process(images, tmp_path):
         assert all(p.dtype == torch.float32 for p in solver.generator.parameters())
         assert solver.upscale(np.zeros((8, 8, 3), np.uint8)).shape == (32, 32, 3)
     assert kinds == {"no": torch.float32, "bf16": torch.bfloat16}
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """Where torch.compile has what it needs. It keeps what it has made: a second run of these tests is faster."""
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no pool of processes for a few kernels
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if not utils.can_compile(torch.device("cpu")):
+            pytest.skip("torch.compile has no compiler here")
+    yield
+    torch._dynamo.reset()
+
+
+class FewKernels(SRResNet):
+    """Quickly compiled."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape)
+        self.head = torch.nn.Conv2d(
+            3, 4, 3, padding=1, bias=False
+        )  # a bias would follow the rounding of its zero gradient
+        self.upsample = torch.nn.Conv2d(4, 48, 3, padding=1)
+        self.blocks, self.after_blocks, self.tail = torch.nn.BatchNorm2d(4), torch.nn.PReLU(), torch.nn.Identity()
+
+    def forward(self, lr):
+        return F.pixel_shuffle(self.upsample(self.after_blocks(self.blocks(self.head(lr)))), 4)
+
+
+def test_compiled_is_nearly_the_same_and_goes_on_to_the_bit(compiler, images, tmp_path, monkeypatch):
+    """Twelve patches in batches of eight: an epoch's last batch has another shape, and the run goes on with that one."""
+    monkeypatch.setattr(sys.modules[__name__], "SRResNet", FewKernels)
+    settings = dict(patches=3, batch_size=8, epochs=2, schedule="constant", learning_rate=1e-4, log_every=1)
+    whole = make("pretrain", images, tmp_path / "whole", compile=True, **settings)
+    plain = make("pretrain", images, tmp_path / "plain", **settings)
+    for solver in (whole, plain):
+        solver.fit()
+    assert whole.generator._compiled_call_impl and not plain.generator._compiled_call_impl
+    tensors, others = whole._state()[0], plain._state()[0]
+    assert tensors.keys() == others.keys()
+    for name in (name for name in others if name.split(".")[0] in ("generator", "ema") and ".adam." not in name):
+        torch.testing.assert_close(tensors[name], others[name], rtol=1e-4, atol=1e-5)
+
+    torch._dynamo.reset()  # what a new process has not yet compiled
+    stopped = make("pretrain", images, tmp_path / "stopped", compile=True, **settings)
+    at_step(monkeypatch, stopped, 3, lambda losses: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
+    torch._dynamo.reset()
+    again = make("pretrain", images, tmp_path / "stopped", compile=True, seed=9, **settings)
+    assert again.resume() and (again.step, again.batch) == (3, 1)
+    again.fit()
+    assert_same(again, whole)
+
+
+def test_where_it_cannot_compile_it_goes_on_without(images, uninterrupted, tmp_path, monkeypatch):
+    def no_compiler(*arguments, **settings):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand more")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.warns(UserWarning, match=r"torch.compile does not work here \(.*compiler found\): going on without"):
+        solver = make("pretrain", images, tmp_path / "run", compile=True)
+    solver.fit()
+    assert_same(solver, uninterrupted["pretrain"])
 
 
 def test_the_loss_scale_of_fp16_is_part_of_the_state(images, tmp_path):
