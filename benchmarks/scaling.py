@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 SHARE = {"cpu": 4, "cuda": 16}  # patches of 96 x 96 that each process has of a batch
+STEPS = 10  # that are timed, after one to warm up
 LINKS = {"NVLink (H100)": 450e9, "PCIe 4.0 x16": 25e9, "100 Gbit/s Ethernet": 12.5e9}  # bytes a second, each direction
 
 
@@ -49,9 +50,9 @@ def work(folder):
     dataset = PatchDataset(folder / "list.csv", cache=folder / "cache")
     settings = dict(batch_size=batch_size)
     pretrain = PretrainSolver(SRResNet(), dataset, settings, folder / "srresnet")
-    seconds = {"SRResNet": pretrain.measure()}
+    seconds = {"SRResNet": pretrain.measure(STEPS)}
     gan = GANSolver(SRResNet(), Discriminator(), dataset, dict(settings, content_loss="mse"), folder / "srgan")
-    seconds["SRGAN"] = gan.measure()
+    seconds["SRGAN"] = gan.measure(STEPS)
     if gan.is_main:
         print(json.dumps({"batch_size": batch_size, "device": str(gan.device), "seconds": seconds}))
 
