@@ -24,13 +24,15 @@ def bce(logits, target):
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
 
 
-def content_loss(name, vgg_weights=None, device="cpu"):
+def content_loss(name, vgg_weights=None, device="cpu", vgg_pooling="max"):
     """A content loss by name, "mse" or "vgg<i><j>" (paper, equations 4 and 5), as (f(sr, hr) -> scalar, source of weights)."""
     if name == "mse":
         return mse, None
     if not (name.startswith("vgg") and name[3:].isdigit() and len(name) == 5):
         raise ValueError(f'content_loss is "mse" or "vgg" with i and j, such as "vgg54" or "vgg22"; not {name!r}')
-    features = VGGFeatures(int(name[3]), int(name[4]), vgg_weights).to(device, memory_format=torch.channels_last)
+    features = VGGFeatures(int(name[3]), int(name[4]), vgg_weights, vgg_pooling).to(
+        device, memory_format=torch.channels_last
+    )
 
     def vgg_loss(sr, hr):
         with torch.no_grad():

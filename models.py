@@ -214,6 +214,8 @@ class VGGFeatures(nn.Module):
 
     Args:
         i, j: phi_ij; (5, 4) is the paper's VGG54, (2, 2) its VGG22.
+        pooling: "max", VGG19's own, or "avg", as Gatys et al. 2016 recommend where images are made: to raise the maximum of
+            each 2 x 2 features, one pixel in four is enough, and a generator learns to draw that grid everywhere.
         weights: a state-dict file (.pth) with torchvision's key names that holds at least the layers up to phi_ij; or
             "torchvision", which downloads `VGG19_Weights.IMAGENET1K_V1` (548 MB) once; or None: a file
             checkpoints/vgg19*.pth that holds the layers if there is one, else torchvision's.
@@ -226,15 +228,17 @@ class VGGFeatures(nn.Module):
         FileNotFoundError: neither a file nor torchvision's download can be had; says what to put where.
     """
 
-    def __init__(self, i, j, weights=None):
+    def __init__(self, i, j, weights=None, pooling="max"):
         super().__init__()
+        if pooling not in ("max", "avg"):
+            raise ValueError(f'pooling is "max" or "avg", not {pooling!r}')
         if not (1 <= i <= 5 and 1 <= j <= VGG19_CONVOLUTIONS[i - 1][1]):
             counts = ", ".join(f"phi_{k}1..{k}{n}" for k, (_, n) in enumerate(VGG19_CONVOLUTIONS, start=1))
             raise ValueError(f"VGG19 has no phi_{i}{j}; it has {counts}")
         layers, previous = [], 3
         for block, (width, count) in enumerate(VGG19_CONVOLUTIONS[:i], start=1):
             if block > 1:
-                layers.append(nn.MaxPool2d(2))
+                layers.append(nn.MaxPool2d(2) if pooling == "max" else nn.AvgPool2d(2))
             for _ in range(j if block == i else count):
                 layers += [nn.Conv2d(previous, width, 3, padding=1), nn.ReLU()]
                 previous = width

@@ -563,10 +563,7 @@ class GANSolver(Solver):
         content_weight: of the content loss, or None for one that fits the features' scale (`default_content_weight`), or
             "paper" for the paper's 1/12.75, squared, which does not (`PAPER_CONTENT_WEIGHT`).
         adversarial_weight: 1e-3 (paper, equation 3).
-        vgg_weights: see `VGGFeatures`.
-        jitter: the discriminator and VGG19 see crops that are this many pixels smaller, at another offset each step.
-            Their strided layers and poolings have a grid, and so has the generator (4 x 4 sub-pixels). Where the grids
-            always meet in the same way, gradients of the one become a checkerboard in the other. 0: as in the paper.
+        vgg_weights, vgg_pooling: see `VGGFeatures`; "avg" keeps a checkerboard away.
     """
 
     DEFAULTS = {
@@ -575,21 +572,19 @@ class GANSolver(Solver):
         "content_weight": None,
         "adversarial_weight": 1e-3,
         "vgg_weights": None,
-        "jitter": 0,
+        "vgg_pooling": "max",
         "batch_norm_batches": 32,
     }
 
     def __init__(self, generator, discriminator, dataset, config, folder, valid_pairs=None):
         super().__init__({"generator": generator, "discriminator": discriminator}, dataset, config, folder, valid_pairs)
-        self.content_loss, source = content_loss(self.config["content_loss"], self.config["vgg_weights"], self.device)
-        self.config["content_weight"] = content_weight(
-            self.config["content_weight"], self.config["content_loss"], source
-        )
+        name, weights, pooling = (self.config[key] for key in ("content_loss", "vgg_weights", "vgg_pooling"))
+        self.content_loss, source = content_loss(name, weights, self.device, pooling)
+        self.config["content_weight"] = content_weight(self.config["content_weight"], name, source)
         self._warned = set()
 
     def training_step(self, lr, hr):
         sr = self.networks["generator"](lr)
-        sr, hr = self._jittered(sr), self._jittered(hr)
 
         # Discriminator: call the photographs real and the generator's images generated. Each kind goes through on its
         # own, for batch norm's statistics; `detach` because this paragraph must not move the generator.
@@ -614,13 +609,6 @@ class GANSolver(Solver):
             "d_real": real.sigmoid().mean(),  # D(x)
             "d_generated": generated.sigmoid().mean(),  # D(G(z))
         }
-
-    def _jittered(self, image):
-        jitter, (height, width) = self.config["jitter"], image.shape[2:]
-        if not jitter:
-            return image
-        top, left = self.step % jitter, self.step // jitter % jitter  # all offsets in turn
-        return image[..., top : top + height - jitter, left : left + width - jitter]
 
     def derived(self, row):
         return {"content_to_adversarial": row["content_loss"] / max(row["adversarial_loss"], 1e-12)}

@@ -75,7 +75,8 @@ def can_compile(device):
         torch.compile(lambda x: (2 * x).relu().sum())(x).backward()
     except Exception as error:
         warnings.warn(
-            f"torch.compile does not work here ({str(error).splitlines()[0]}): going on without", stacklevel=2
+            f"torch.compile does not work here ({type(error).__name__}: {str(error).strip()[:160]}): going on without",
+            stacklevel=2,
         )
         return False
     return True

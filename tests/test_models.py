@@ -215,6 +215,19 @@ def test_every_phi_equals_a_direct_computation(i, j, vgg_state, vgg_file):
     assert (features > 0).any()  # after the activation
 
 
+def test_average_pooling(vgg_state, vgg_file):
+    """phi_21 by hand with a mean in the pooling's place."""
+    image = torch.rand(1, 3, 16, 24)
+    x = (image - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    for index in (0, 2, 5):
+        x = x if index < 5 else x.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
+        x = F.conv2d(x, vgg_state[f"features.{index}.weight"], vgg_state[f"features.{index}.bias"], padding=1).relu()
+    assert torch.allclose(VGGFeatures(2, 1, vgg_file, "avg")(image), x, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(VGGFeatures(2, 1, vgg_file)(image), x, rtol=1e-2, atol=1e-2)
+    with pytest.raises(ValueError, match="pooling"):
+        VGGFeatures(2, 1, vgg_file, "mean")
+
+
 def test_vgg_is_a_frozen_yardstick(vgg_file):
     features = VGGFeatures(2, 2, vgg_file)
     assert not any(p.requires_grad for p in features.parameters())

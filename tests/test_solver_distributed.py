@@ -31,7 +31,7 @@ def in_double_precision(stage):
     return Double
 
 
-RUNS = {"pretrain": ("pretrain", {}), "gan": ("gan", {}), "muon": ("gan", dict(optimizer="muon", jitter=4))}
+RUNS = {"pretrain": ("pretrain", {}), "gan": ("gan", {}), "muon": ("gan", dict(optimizer="muon"))}
 
 
 def train_in_double_precision(folder):
