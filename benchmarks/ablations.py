@@ -144,9 +144,8 @@ def main():
             rows.append(row)
             write_rows(output, rows)
             left = (time.monotonic() - begin) / k * (len(wanted) - k) / 60
-            print(
-                f"{row['what']:55} seed {row['seed']}: {row['valid']} {row['Set5']} {row['Set14']} {row['checkerboard']}   ({left:.0f} min left)"
-            )
+            shown = " ".join(str(row[column]) for column in ("valid", "Set5", "Set14", "checkerboard"))
+            print(f"{row['what']:55} seed {row['seed']}: {shown}   ({left:.0f} min left)")
 
 
 if __name__ == "__main__":
