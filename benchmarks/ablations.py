@@ -88,10 +88,10 @@ def train(settings, seed, patches):
     sets["valid"] = [middle(*pair) for pair in sets["valid"]]
     extra = {"checkerboard": lambda lr, sr, hr: checkerboard(sr)}
     for name, pairs in sets.items():
-        means = mean(evaluate(solver.upscale, pairs, progress=False, extra=extra if name == "Set5" else None))
-        scores[name] = round(means["psnr"], 3)
+        rows = evaluate(solver.upscale, pairs, progress=False, extra=extra if name == "Set5" else None)
+        scores[name] = round(mean(rows)["psnr"], 3)
         if name == "Set5":
-            scores["checkerboard"] = round(means["checkerboard"], 2)
+            scores["checkerboard"] = round(sum(row["checkerboard"] for row in rows) / len(rows), 2)
     return scores
 
 
