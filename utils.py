@@ -74,10 +74,8 @@ def can_compile(device):
         x = torch.ones(8, device=device, requires_grad=True)
         torch.compile(lambda x: (2 * x).relu().sum())(x).backward()
     except Exception as error:
-        warnings.warn(
-            f"torch.compile does not work here ({type(error).__name__}: {str(error).strip()[:160]}): going on without",
-            stacklevel=2,
-        )
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"torch.compile does not work here ({cause}): going on without", stacklevel=2)
         return False
     return True
 

@@ -31,6 +31,7 @@ def in_double_precision(stage):
     return Double
 
 
+LEARNING_RATE = 1e-5  # of the runs by the command line
 RUNS = {"pretrain": ("pretrain", {}), "gan": ("gan", {}), "muon": ("gan", dict(optimizer="muon"))}
 
 
@@ -59,7 +60,7 @@ def train_by_the_command_line(folder):
 
 def settings(images, folder):
     # In float32 a gradient near zero may have the other sign, and Adam's first steps ask for little else: so they are small.
-    stage = dict(batch_size=4, epochs=2, learning_rate=1e-5, log_every=3)
+    stage = dict(batch_size=4, epochs=2, learning_rate=LEARNING_RATE, log_every=3)
     return dict(
         seed=0,
         crop_size=32,
@@ -190,8 +191,11 @@ def test_the_command_line_on_two_processes(name, steps, runs):
     assert facts["step"] == steps
     weights = [key for key in one if key.split(".")[0] in ("generator", "discriminator", "ema") and ".adam." not in key]
     assert any("running_var" in key for key in weights)
-    for key in weights:
-        torch.testing.assert_close(two[key], one[key], rtol=0, atol=1e-5, msg=lambda text, key=key: key + text)
+    # Adam's first steps follow the sign of a gradient: where that is all but zero, float32's rounding decides. So single
+    # weights may be steps apart; `test_two_processes_compute_what_one_does` has double precision, and no such exception.
+    apart = torch.cat([(two[key] - one[key]).abs().flatten().double() for key in weights])
+    assert (apart > 1e-5).double().mean() < 1e-3
+    assert apart.max() < 2 * steps * LEARNING_RATE
     first = {path.name: load_generator(path).state_dict() for path in runs[1].glob("*.safetensors")}
     averaged = [key for key in two if key.startswith("ema.") and (name == "srresnet" or "running" not in key)]
     averaged = [key for key in averaged if "num_batches" not in key]  # a GAN's statistics are taken anew, see `for_use`
