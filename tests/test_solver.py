@@ -226,15 +226,19 @@ def fresh_process():
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 @POSIX
 def test_killed_anywhere_and_resumed_is_bit_identical(stage, kills, images, tmp_path, fresh_process):
-    epochs = 2 if kills < 10 else 6
+    epochs = 2 if kills < 10 else 12
     fresh_process(stage, images, tmp_path / "whole", None, {"epochs": epochs})
 
     often = {"epochs": epochs, "checkpoint_minutes": 0}  # a state after each step: many kills fall into writing one
     whole_run = fresh_process(stage, images, tmp_path / "counted", None, often)
     only_resumed = fresh_process(stage, images, tmp_path / "counted", None, often)
+    # One kill in three falls into resuming; the others come one step later or more, and together gain 0.6 of the run.
+    one_step = (whole_run - only_resumed) // (4 * epochs)
+    most = int(1.2 * (whole_run - only_resumed) / (kills - kills // 3)) - one_step
     moments, steps = random.Random(kills), set()
-    for _ in range(kills):
-        moment = moments.randrange(1, only_resumed + 2 * (whole_run - only_resumed) // kills)
+    for kill in range(kills):
+        resuming = kill % 3 == 0
+        moment = moments.randrange(1, only_resumed) if resuming else only_resumed + moments.randrange(one_step, most)
         killed = fresh_process(stage, images, tmp_path / "killed", moment, often)
         assert killed is None, "it came to its end before it was killed"
         steps.add(state_of(tmp_path / "killed")[1]["step"] if states.files(tmp_path / "killed") else None)
