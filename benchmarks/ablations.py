@@ -1,7 +1,7 @@
 """What each idea of the recipe is worth: SRResNet trained for the same number of patches, one thing changed at a time.
 
     python benchmarks/ablations.py                      # every row, seed 0, into results/ablations.csv; goes on where it stopped
-    python benchmarks/ablations.py --seeds 0 1 2 muon adam
+    python benchmarks/ablations.py ema muon --seeds 0 1 2
 
 The first rows build the recipe up from the paper's, the others change one thing of it. The budget is small (see --patches), so
 that a row takes minutes on one CPU core: the figures are about the beginning of a training, where most of them come from.
