@@ -563,7 +563,7 @@ class GANSolver(Solver):
         content_weight: of the content loss, or None for one that fits the features' scale (`default_content_weight`), or
             "paper" for the paper's 1/12.75, squared, which does not (`PAPER_CONTENT_WEIGHT`).
         adversarial_weight: 1e-3 (paper, equation 3).
-        vgg_weights, vgg_pooling: see `VGGFeatures`; "avg" keeps a checkerboard away.
+        vgg_weights, vgg_pooling: see `VGGFeatures`; with "avg" the content loss draws no checkerboard of its own.
     """
 
     DEFAULTS = {
