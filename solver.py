@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -98,7 +99,9 @@ class Solver:
         self.folder, self.valid_pairs, self.dataset = Path(folder), valid_pairs, dataset
 
         # Accelerate allows one mixed precision per process, and a notebook may hold two solvers: so the loop has its own.
-        self.accelerator = accelerate.Accelerator(mixed_precision="no")
+        # Without CUDA, launched processes would each train alone, on the whole batch, unless told to meet on the CPU.
+        on_cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
+        self.accelerator = accelerate.Accelerator(mixed_precision="no", cpu=on_cpu)
         self.device = self.accelerator.device
         self.is_main = self.accelerator.is_main_process  # the process that writes and shows
         if self.device.type == "cpu":

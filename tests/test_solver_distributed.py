@@ -122,7 +122,7 @@ def run_two(folder):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     where = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-    where.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path))
+    where.update(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path))
     command = [sys.executable, __file__, str(folder)]
     workers = [
         subprocess.Popen(
