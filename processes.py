@@ -7,6 +7,7 @@ import time
 
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
@@ -88,38 +89,61 @@ def share_batch_norm(network, device):
 class SharedBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over equal parts of a batch in several processes, on any device: (N, C, H, W) -> (N, C, H, W).
 
-    `torch.nn.SyncBatchNorm` does the same, faster, but only on GPUs.
+    `torch.nn.SyncBatchNorm` does the same, but only on GPUs.
     """
 
     def forward(self, x):
         if not self.training:
             return super().forward(x)
         precise = x.to(self.running_mean.dtype)  # mixed precision may hand in half: its sums need single
-        mean = _mean_over_processes(precise.mean((0, 2, 3)))
-        centred = precise - mean.view(1, -1, 1, 1)
-        variance = _mean_over_processes(centred.square().mean((0, 2, 3)))
+        y, mean, variance = _SharedNormalization.apply(precise, self.weight, self.bias, self.eps)
         with torch.no_grad():
             count = torch.distributed.get_world_size() * x.numel() / x.shape[1]
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             self.num_batches_tracked += 1
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
+        return y.to(x.dtype)
 
 
-def _mean_over_processes(x):
-    return _Sum.apply(x) / torch.distributed.get_world_size()
+class _SharedNormalization(torch.autograd.Function):
+    """Normalise by the statistics of all processes' parts; they come back, too, without a gradient.
 
-
-class _Sum(torch.autograd.Function):
-    """The sum of a tensor over all processes. Each part has moved every process's loss: gradients are summed as well."""
+    Written out, so that PyTorch's own batch norm, which goes over the images few times, can do the work.
+    """
 
     @staticmethod
-    def forward(ctx, x):
-        total = x.contiguous().clone()
-        torch.distributed.all_reduce(total)
-        return total
+    def forward(ctx, x, weight, bias, eps):
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        # Parts of one size: the whole's variance is the mean of theirs and of their means' squared distances.
+        all_means = _gathered(mean)
+        mean = all_means.mean(0)
+        variance = (_gathered(variance) + (all_means - mean).square()).mean(0)
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps), mean, variance
 
     @staticmethod
-    def backward(ctx, gradient):
-        return _Sum.forward(ctx, gradient)
+    def backward(ctx, gradient, *_):
+        x, weight, mean, variance = ctx.saved_tensors
+        # As if the statistics were constants ...
+        to_x, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        # ... and through them: they have moved every process's loss, so the sums are over all of them (Ioffe and Szegedy
+        # 2015, section 3). Both terms together are one straight line in x for each channel.
+        sums = torch.stack([to_weight, to_bias])
+        torch.distributed.all_reduce(sums)
+        along, level = sums * x.shape[1] / (x.numel() * torch.distributed.get_world_size())
+        inverse = (variance + ctx.eps).rsqrt()
+        slope = -weight * inverse.square() * along
+        offset = -weight * inverse * level - slope * mean
+        to_x.addcmul_(x, slope.view(1, -1, 1, 1)).add_(offset.view(1, -1, 1, 1))
+        return to_x, to_weight, to_bias, None
+
+
+def _gathered(x):
+    """A tensor from each process, stacked."""
+    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, x.contiguous())
+    return torch.stack(parts)
