@@ -57,17 +57,13 @@ CONTENT_WEIGHTS = {
 PAPER_CONTENT_WEIGHT = 1 / 12.75**2
 
 
-def default_content_weight(name, source):
-    """The weight for a content loss and the source of its weights, both as `content_loss` takes and returns them."""
-    if name == "mse":
-        return CONTENT_WEIGHTS["mse"]
-    return CONTENT_WEIGHTS.get(source, CONTENT_WEIGHTS["other"])
-
-
 def content_weight(weight, name, source):
-    """The number that a setting means: itself; None: `default_content_weight`; "paper": the paper's, see above."""
+    """The number that a setting means, for a loss and the source of its weights as `content_loss` takes and returns them.
+
+    weight: a number: itself; None: the one of `CONTENT_WEIGHTS` that fits; "paper": `PAPER_CONTENT_WEIGHT`, and 1 for "mse".
+    """
     if weight is None:
-        return default_content_weight(name, source)
+        return CONTENT_WEIGHTS["mse"] if name == "mse" else CONTENT_WEIGHTS.get(source, CONTENT_WEIGHTS["other"])
     if weight == "paper":
         return 1.0 if name == "mse" else PAPER_CONTENT_WEIGHT
     if isinstance(weight, str):

@@ -563,10 +563,12 @@ class GANSolver(Solver):
 
     Settings besides the solver's:
         content_loss: "mse", or "vgg54", "vgg22", ...: the squared distance of VGG19's features phi_ij.
-        content_weight: of the content loss, or None for one that fits the features' scale (`default_content_weight`), or
+        content_weight: of the content loss, or None for one that fits the features' scale (`losses.CONTENT_WEIGHTS`), or
             "paper" for the paper's 1/12.75, squared, which does not (`PAPER_CONTENT_WEIGHT`).
         adversarial_weight: 1e-3 (paper, equation 3).
         vgg_weights, vgg_pooling: see `VGGFeatures`; with "avg" the content loss draws no checkerboard of its own.
+        frozen_layers: names of the generator's modules that stay as they come. A young discriminator takes a grid of two
+            pixels for texture; without the layers that make single pixels, ["upsample.1", "tail"], it cannot be drawn.
     """
 
     DEFAULTS = {
@@ -576,10 +578,17 @@ class GANSolver(Solver):
         "adversarial_weight": 1e-3,
         "vgg_weights": None,
         "vgg_pooling": "max",
+        "frozen_layers": [],
         "batch_norm_batches": 32,
     }
 
     def __init__(self, generator, discriminator, dataset, config, folder, valid_pairs=None):
+        for name in config.get("frozen_layers", ()):  # before several processes agree on what to exchange
+            if name not in dict(generator.named_modules()):
+                raise ValueError(
+                    f'frozen_layers: the generator has no module "{name}"; it has "upsample.1", "tail", ...'
+                )
+            generator.get_submodule(name).requires_grad_(False)
         super().__init__({"generator": generator, "discriminator": discriminator}, dataset, config, folder, valid_pairs)
         name, weights, pooling = (self.config[key] for key in ("content_loss", "vgg_weights", "vgg_pooling"))
         self.content_loss, source = content_loss(name, weights, self.device, pooling)

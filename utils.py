@@ -139,12 +139,14 @@ def open_image(path):
     animated, too large. Warns where colours have 16 bits a channel, see `open_deep_image`.
     """
     image, rawmode = _decode(path)
-    if ";16" in rawmode and image.mode[0] != "I":
-        warnings.warn(f"{path}: {_EIGHT_BITS}", stacklevel=2)
+    _warn_of_lost_bits(path, image, rawmode)
     return image
 
 
-_EIGHT_BITS = "16 bits a channel are read as 8, Pillow holds no more in colour"
+def _warn_of_lost_bits(path, image, rawmode):
+    if ";16" in rawmode and image.mode[0] != "I":
+        message = f"{path}: 16 bits a channel are read as 8, Pillow holds no more in colour"
+        warnings.warn(message, stacklevel=3)  # where open_image was called
 
 
 def open_deep_image(path):
@@ -161,10 +163,7 @@ def open_deep_image(path):
         pixels <<= 8
         pixels |= np.asarray(lower)
         return image, pixels
-    if (
-        ";16" in rawmode and image.mode[0] != "I"
-    ):  # a layout that has no counterpart: planes, premultiplied, gray and alpha
-        warnings.warn(f"{path}: {_EIGHT_BITS}", stacklevel=2)
+    _warn_of_lost_bits(path, image, rawmode)  # a layout without a counterpart: planes, premultiplied, gray and alpha
     return image, None
 
 

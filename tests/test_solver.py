@@ -32,7 +32,7 @@ import states
 import utils
 from datasets import PairDataset, PatchDataset
 from imresize import imresize
-from losses import default_content_weight
+from losses import CONTENT_WEIGHTS, content_weight
 from models import Discriminator, SRResNet, load_generator
 from solver import GANSolver, PretrainSolver, TrainingDiverged, content_loss
 from states import read_newest
@@ -993,11 +993,25 @@ def test_each_content_loss_moves_the_generator_by_its_own_gradient(name, vgg_wei
         torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-7)
 
 
+def test_frozen_layers_stay_and_the_others_move(images, tmp_path):
+    solver = make("gan", images, tmp_path / "run", frozen_layers=["upsample.1", "tail"], optimizer="muon")
+    before = {name: value.clone() for name, value in solver.generator.named_parameters()}
+    solver.fit(1)
+    moved = {name for name, value in solver.generator.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if not name.startswith(("upsample.1.", "tail."))}
+    again = make("gan", images, tmp_path / "run", frozen_layers=["upsample.1", "tail"], optimizer="muon")
+    assert again.resume()
+    again.fit(2)
+    assert torch.equal(again.generator.tail.weight, before["tail.weight"])
+    with pytest.raises(ValueError, match='no module "last"'):
+        make("gan", images, tmp_path / "other", frozen_layers=["last"])
+
+
 def test_default_content_weights(vgg_weights, images, tmp_path):
     assert make("gan", images, tmp_path / "a").config["content_weight"] == 1.0
     own = make("gan", images, tmp_path / "b", content_loss="vgg11", vgg_weights=str(vgg_weights(1)))
-    assert own.config["content_weight"] == default_content_weight("vgg11", "a file of one's own")
-    assert default_content_weight("vgg54", "torchvision") == 0.5
+    assert own.config["content_weight"] == CONTENT_WEIGHTS["other"]
+    assert content_weight(None, "vgg54", "torchvision") == 0.5
 
 
 @pytest.mark.parametrize("name", ["l1", "vgg", "vgg5", "vgg65", "vgg23", "vgg541"])
