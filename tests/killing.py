@@ -5,6 +5,8 @@ import signal
 import sys
 import threading
 
+from tqdm import tqdm
+
 
 def run_killed(function, modules, at):
     """Run `function` in a forked process and kill it where the `at`-th line of `modules` would begin, over all threads.
@@ -29,6 +31,8 @@ def run_killed(function, modules, at):
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
         try:
+            # tqdm's own is shared by forked processes: killed while it is held, it would stay locked for all of them.
+            tqdm.set_lock(threading.RLock())
             threading.settrace(trace)
             sys.settrace(trace)
             function()
