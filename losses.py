@@ -42,21 +42,6 @@ def content_loss(name, vgg_weights=None, device="cpu", vgg_pooling="max"):
     return vgg_loss, features.source
 
 
-def without_grid(gradient, period=4, window=16):
-    """A gradient (N, C, H, W) without what is alike in all cells of `period` x `period` pixels of each square window.
-
-    Nothing in a photograph has the generator's raster, 4 x 4 pixels of SR for one of LR. Yet a gradient often pulls the same
-    way in every cell: a young discriminator takes any roughness for texture, and a grid is the cheapest to draw, by
-    sub-pixel convolutions. Taken out is, per window and channel, the mean cell less its mean: 15 of 256 directions.
-
-    window: its side in pixels, a multiple of `period`; H and W are multiples of it. The window's mean stays.
-    """
-    n, c, height, width = gradient.shape
-    cells = gradient.float().reshape(n, c, height // window, window // period, period, width // window, -1, period)
-    cell = cells.mean((3, 6), keepdim=True)
-    return (cells - cell + cell.mean((4, 7), keepdim=True)).reshape(gradient.shape).to(gradient)
-
-
 # Which weight of the content loss brings content : adversarial to about 20 : 1 after pre-training. The same distance
 # between two images is another number in another network: so it depends on where VGG19's weights came from.
 CONTENT_WEIGHTS = {

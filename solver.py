@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import states
 from datasets import PairDataset, PatchDataset, PatchLoader
-from losses import bce, content_loss, content_weight, health, mse, without_grid
+from losses import bce, content_loss, content_weight, health, mse
 from metrics import evaluate, mean
 from models import Discriminator, SRResNet, reestimate_batch_norm, save_generator
 from optimizers import Muon
@@ -567,9 +567,8 @@ class GANSolver(Solver):
             "paper" for the paper's 1/12.75, squared, which does not (`PAPER_CONTENT_WEIGHT`).
         adversarial_weight: 1e-3 (paper, equation 3).
         vgg_weights, vgg_pooling: see `VGGFeatures`; with "avg" the content loss draws no checkerboard of its own.
-        remove_grid: train the generator by a gradient `without_grid`; the crop's side is a multiple of 16.
         frozen_layers: names of the generator's modules that stay as they come; ["upsample", "tail"], the layers that make
-            pixels of features, cannot be taught to draw a grid then, but not to draw anything else, either.
+            pixels of features, are not taught to draw a grid then.
     """
 
     DEFAULTS = {
@@ -579,7 +578,6 @@ class GANSolver(Solver):
         "adversarial_weight": 1e-3,
         "vgg_weights": None,
         "vgg_pooling": "max",
-        "remove_grid": False,
         "frozen_layers": [],
         "batch_norm_batches": 32,
     }
@@ -587,22 +585,16 @@ class GANSolver(Solver):
     def __init__(self, generator, discriminator, dataset, config, folder, valid_pairs=None):
         for name in config.get("frozen_layers", ()):  # before several processes agree on what to exchange
             if name not in dict(generator.named_modules()):
-                raise ValueError(
-                    f'frozen_layers: the generator has no module "{name}"; it has "upsample.1", "tail", ...'
-                )
+                raise ValueError(f'frozen_layers: the generator has no module "{name}"; it has "upsample", "tail", ...')
             generator.get_submodule(name).requires_grad_(False)
         super().__init__({"generator": generator, "discriminator": discriminator}, dataset, config, folder, valid_pairs)
         name, weights, pooling = (self.config[key] for key in ("content_loss", "vgg_weights", "vgg_pooling"))
         self.content_loss, source = content_loss(name, weights, self.device, pooling)
         self.config["content_weight"] = content_weight(self.config["content_weight"], name, source)
-        if self.config["remove_grid"] and dataset.crop_size % 16:
-            raise ValueError(f"remove_grid needs a crop_size that is a multiple of 16, not {dataset.crop_size}")
         self._warned = set()
 
     def training_step(self, lr, hr):
         sr = self.networks["generator"](lr)
-        if self.config["remove_grid"]:
-            sr.register_hook(without_grid)
 
         # Discriminator: call the photographs real and the generator's images generated. Each kind goes through on its
         # own, for batch norm's statistics; `detach` because this paragraph must not move the generator.

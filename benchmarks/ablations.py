@@ -54,10 +54,6 @@ ROWS = {  # name: (what, settings)
     "gan no judge": ("SRGAN-VGG22, maximum pooling, no adversarial loss", {**GAN, "adversarial_weight": 0.0}),
     "gan weight": ("SRGAN-VGG22, maximum pooling, content weight 0.1", {**GAN, "content_weight": 0.1}),
     "gan average": ("SRGAN-VGG22, average pooling", {**GAN, "vgg_pooling": "avg"}),
-    "gan average no grid": (
-        "SRGAN-VGG22, average pooling, gradient without grid",
-        {**GAN, "vgg_pooling": "avg", "remove_grid": True},
-    ),
     "gan average frozen": (
         "SRGAN-VGG22, average pooling, upsampling frozen",
         {**GAN, "vgg_pooling": "avg", "frozen_layers": ["upsample", "tail"]},

@@ -34,22 +34,6 @@ def test_bce_is_the_formula(target):
     assert losses.bce(logits, target).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_without_grid_is_what_least_squares_leaves():
-    gradient = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
-    rows, columns = np.indices((16, 16)) % 4
-    patterns = np.stack([(rows == i) & (columns == j) for i in range(4) for j in range(4)]).reshape(16, -1)
-    grids = (patterns - patterns.mean(1, keepdims=True)).T.astype(float)  # 256 x 16, without what is constant
-    got = losses.without_grid(gradient)
-    for top in range(0, 32, 16):
-        for left in range(0, 48, 16):
-            whole, less = (
-                x[..., top : top + 16, left : left + 16].reshape(6, -1).double().numpy().T for x in (gradient, got)
-            )
-            fitted = grids @ np.linalg.lstsq(grids, whole, rcond=None)[0]
-            np.testing.assert_allclose(less, whole - fitted, atol=1e-6)
-    torch.testing.assert_close(losses.without_grid(got), got)
-
-
 def test_bce_does_not_overflow():
     assert losses.bce(torch.tensor([-1e4]), 1.0).item() == 1e4
 
