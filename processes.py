@@ -115,9 +115,12 @@ class _SharedNormalization(torch.autograd.Function):
     def forward(ctx, x, weight, bias, eps):
         variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
         # Parts of one size: the whole's variance is the mean of theirs and of their means' squared distances.
-        all_means = _gathered(mean)
-        mean = all_means.mean(0)
-        variance = (_gathered(variance) + (all_means - mean).square()).mean(0)
+        mine = torch.stack([mean, variance])
+        parts = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, mine)
+        means, variances = torch.stack(parts, 1)
+        mean = means.mean(0)
+        variance = (variances + (means - mean).square()).mean(0)
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance)
@@ -140,10 +143,3 @@ class _SharedNormalization(torch.autograd.Function):
         offset = -weight * inverse * level - slope * mean
         to_x.addcmul_(x, slope.view(1, -1, 1, 1)).add_(offset.view(1, -1, 1, 1))
         return to_x, to_weight, to_bias, None
-
-
-def _gathered(x):
-    """A tensor from each process, stacked."""
-    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, x.contiguous())
-    return torch.stack(parts)

@@ -116,19 +116,19 @@ def stop_one_and_go_on(folder):
         damaged.resume()  # an error of the first process is everyone's
 
 
-def run_two(folder):
-    """This file as a script, in two processes, as a launcher would start them."""
+def run_two(*command, folder):
+    """[(what it printed, exit code)] of a Python command in two processes, as a launcher would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     where = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
     where.update(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path))
-    command = [sys.executable, __file__, str(folder)]
+    environ = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     workers = [
         subprocess.Popen(
-            command,
-            cwd=folder.parent,
-            env={**os.environ, **where, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            [sys.executable, *command],
+            cwd=folder,
+            env={**environ, **where, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -147,7 +147,7 @@ def runs(tmp_path_factory):
     """(folder of one process, folder of two, what the two printed)."""
     folder = tmp_path_factory.mktemp("distributed")
     make_images(folder)
-    outputs = run_two(folder / "two")
+    outputs = run_two(__file__, folder / "two", folder=folder)
     for text, code in outputs:
         assert code == 0, text
     with pytest.MonkeyPatch.context() as patch:
@@ -156,6 +156,21 @@ def runs(tmp_path_factory):
         train_in_half_precision(folder / "one")
         train_by_the_command_line(folder / "one")
     return folder / "one", folder / "two", [text for text, _ in outputs]
+
+
+def test_processes_without_a_gpu_meet_by_themselves(tmp_path):
+    """Nothing but a launcher's variables: not even that it is the CPU's, which importing `test_solver` says."""
+    make_images(tmp_path)
+    program = """
+from datasets import PatchDataset
+from models import SRResNet
+from solver import PretrainSolver
+solver = PretrainSolver(SRResNet(1, 4), PatchDataset("list.csv", crop_size=16), dict(batch_size=4), "run")
+lr, _ = next(solver.loader.epoch(0))
+print(solver.accelerator.num_processes, "processes,", len(lr), "patches each")
+"""
+    for text, code in run_two("-c", program, folder=tmp_path):
+        assert code == 0 and "2 processes, 2 patches each" in text, text
 
 
 @pytest.mark.parametrize("run", RUNS)
