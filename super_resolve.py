@@ -45,6 +45,7 @@ from utils import (
 )
 
 BICUBIC_RADIUS = 3  # LR pixels: 4 taps reach 2 far
+MIRROR = 0  # LR pixels around the image; 12 are enough
 SMALLEST_TILE = 16  # LR pixels
 LARGEST_TILE = 1024  # beyond it the neighbourhood costs next to nothing
 CPU_BUDGET = 0.8e9  # bytes for the network's feature maps; more would lose less time on neighbourhoods
@@ -56,7 +57,7 @@ SMALL_CONVOLUTION = 20480
 # --- one image -------------------------------------------------------------------------------------------------------
 
 
-def super_resolve(generator, image, *, tile="auto", device=None, ensemble=False, progress=True):
+def super_resolve(generator, image, *, tile="auto", device=None, ensemble=False, mirror=MIRROR, progress=True):
     """Enlarge an image to 4 times its width and height.
 
     Args:
@@ -68,6 +69,9 @@ def super_resolve(generator, image, *, tile="auto", device=None, ensemble=False,
         device: where to compute; the generator is moved there. None: where the generator is.
         ensemble: average the results of the eight flips and rotations of the image, in eight times the time. Gains
             SRResNet about 0.1 dB; an SRGAN's gain of nearly 1 dB is paid for with the texture, which is averaged away.
+        mirror: the image goes through the network with so many LR pixels mirrored around it, as MATLAB's imresize sees it.
+            With 0, as in the paper, each convolution pads with zeros, in which an SRGAN can see something: bright flat
+            areas may then change their brightness at the borders of the image.
         progress: show a progress bar, in megapixels of the result.
 
     Returns:
@@ -76,8 +80,9 @@ def super_resolve(generator, image, *, tile="auto", device=None, ensemble=False,
         gray stays 16-bit (PIL has no 16-bit colour: pass an array, or go from file to file with `super_resolve_file`). PIL
         images are turned upright; their ICC profile is kept, `info["dpi"]` is multiplied by 4.
 
-        On the CPU every value equals that of `to_array(generator(to_tensor(image)))`. A GPU's library may choose another
-        algorithm for another shape, and single values may then differ by one level.
+        On the CPU every value equals that of `to_array(generator(to_tensor(image)))`, `image` with its mirrored borders, which
+        are cut off again. A GPU's library may choose another algorithm for another shape, and single values may then differ
+        by one level.
 
     Raises:
         TypeError, ValueError: what the image cannot be; OSError: a file that cannot be read, see `utils.open_image`;
@@ -92,7 +97,7 @@ def super_resolve(generator, image, *, tile="auto", device=None, ensemble=False,
     pixels = array if array.ndim == 3 else array[..., None]  # (H, W, C)
     height, width, channels = pixels.shape
     out = np.empty((SCALE * height, SCALE * width, channels), pixels.dtype)
-    for _ in _strips(generator, pixels, tile, device, ensemble, progress, out):
+    for _ in _strips(generator, pixels, tile, device, ensemble, mirror, progress, out):
         pass
     if info is None:
         return out.reshape(*out.shape[:2], *array.shape[2:])
@@ -140,10 +145,15 @@ def _pil_to_array(image, name):
 # Boxes are (top, left, bottom, right) in LR pixels of the whole image.
 
 
-def _strips(generator, image, tile, device, ensemble, progress, out=None):
+def _strips(generator, image, tile, device, ensemble, mirror, progress, out=None):
     """Yield the enlargement of `image`, (H, W, C), from top to bottom as arrays (4h, 4W, C): parts of `out`, or new ones."""
     height, width, channels = image.shape
     tile = _tile_size(generator, tile, device)
+    if mirror < 0:
+        raise ValueError(f"mirror must be 0 or more LR pixels, got {mirror}")
+    if generator is None:
+        mirror = 0  # bicubic interpolation mirrors by itself
+    seen = np.pad(image, ((mirror, mirror), (mirror, mirror), (0, 0)), "symmetric") if mirror else image
     bar = tqdm(total=height * width * SCALE**2 / 1e6, disable=not progress, bar_format=_BAR)
     with bar, _inference(generator, device):
         for top, _, bottom, _ in _grid((0, 0, height, width), tile, width):
@@ -160,7 +170,9 @@ def _strips(generator, image, tile, device, ensemble, progress, out=None):
                     continue
                 done = bar.n
                 try:
-                    strip[_slices(core, (top, 0), SCALE)] = _enlarge(generator, image, core, tile, ensemble, bar)
+                    strip[_slices(core, (top, 0), SCALE)] = _enlarge(
+                        generator, seen, tuple(side + mirror for side in core), tile, ensemble, bar
+                    )
                     continue
                 except (RuntimeError, MemoryError) as error:
                     if not _is_out_of_memory(error):
@@ -350,10 +362,13 @@ def _is_out_of_memory(error):
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def super_resolve_file(generator, source, target, *, tile="auto", device=None, ensemble=False, progress=True):
+def super_resolve_file(
+    generator, source, target, *, tile="auto", device=None, ensemble=False, mirror=MIRROR, progress=True
+):
     """Enlarge the image file `source` into the PNG file `target`, holding a strip of the result at a time.
 
-    Beyond the decoded source and a strip of the result this takes about 1 GB, whatever the size. The rest is as in
+    Beyond two copies of the decoded source (one has mirrored borders) and a strip of the result this takes about 1 GB,
+    whatever the size. The rest is as in
     `super_resolve`, but 16 bits a channel stay 16 in colour, too. The file `target` is made whole or not at all, and
     replaced if there is one.
     """
@@ -361,7 +376,7 @@ def super_resolve_file(generator, source, target, *, tile="auto", device=None, e
     array, info = _pil_to_array(image, source)
     array = array if deep is None else deep
     pixels = array if array.ndim == 3 else array[..., None]
-    strips = _strips(generator, pixels, tile, device, ensemble, progress)
+    strips = _strips(generator, pixels, tile, device, ensemble, mirror, progress)
     with atomic_path(target) as temporary, closing(strips):
         _write_png(temporary, strips, [SCALE * side for side in pixels.shape[:2]], pixels.shape[2], pixels.dtype, info)
 
@@ -509,6 +524,13 @@ def _arguments(argv):
         action="store_true",
         help="average over 8 flips and rotations: smoother, 8 times slower",
     )
+    add(
+        "--mirror",
+        type=int,
+        default=MIRROR,
+        metavar="PIXELS",
+        help="mirrored around the image first (default: %(default)s)",
+    )
     add("--compare", action="store_true", help="also write compare/<name>.png: the middle beside input and bicubic")
     add("--force", action="store_true", help="replace results that are there already")
     add("--large", action="store_true", help="also read images of more than 179 megapixels, which could be a trap")
@@ -519,6 +541,8 @@ def _arguments(argv):
         parser.error("name images or folders to enlarge, or --demo IMAGE, or --export FILE.onnx")
     if args.tile is not None and args.tile < 1:
         parser.error(f"--tile takes a whole number of pixels of at least 1, not {args.tile}")
+    if args.mirror < 0:
+        parser.error(f"--mirror takes a whole number of pixels, 0 or more, not {args.mirror}")
     if args.export and args.method == "bicubic":
         parser.error("bicubic has no network to export")
     return args
@@ -539,7 +563,7 @@ def main(argv=None):
             weights = args.weights or find_weights(args.method)
             generator, label = load_generator(weights, device), Path(weights).stem
             print(f"{weights} on {device}")
-        options = {"tile": "auto" if args.tile is None else args.tile, "ensemble": args.ensemble}
+        options = {"tile": "auto" if args.tile is None else args.tile, "ensemble": args.ensemble, "mirror": args.mirror}
         if args.export:
             if Path(args.export).exists() and not args.force:
                 raise FileExistsError(f"{args.export} exists: choose another name, or --force")

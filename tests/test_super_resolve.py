@@ -17,8 +17,8 @@ from skimage import data
 import super_resolve as module
 from imresize import imresize
 from models import SRResNet, save_generator
-from super_resolve import super_resolve, super_resolve_file
-from utils import read_image, to_array, to_tensor
+from super_resolve import MIRROR, super_resolve, super_resolve_file
+from utils import read_image, to_array, to_tensor, write_image
 
 
 def make_generator(num_blocks, num_channels):
@@ -48,8 +48,11 @@ def tiny():
 
 
 @torch.inference_mode()
-def whole(generator, image):
-    return to_array(generator(to_tensor(image)))
+def whole(generator, image, mirror=MIRROR):
+    """The network's enlargement of the image at once, with the borders mirrored."""
+    seen = np.pad(image, ((mirror, mirror), (mirror, mirror), (0, 0)), "symmetric")
+    sr = to_array(generator(to_tensor(seen)))
+    return sr[4 * mirror : -4 * mirror, 4 * mirror : -4 * mirror] if mirror else sr
 
 
 def photo(height, width):
@@ -74,6 +77,23 @@ def test_pieces_equal_the_whole_image(generator, size):
         assert np.array_equal(result, expected), tile
 
 
+@pytest.mark.parametrize("mirror", [0, 7])
+def test_the_mirrored_borders_can_be_chosen(generator, tmp_path, mirror):
+    image, alpha = photo(37, 53), photo(37, 53)[..., :1]
+    expected = whole(generator, image, mirror)
+    assert not np.array_equal(expected, whole(generator, image, 3))
+    for tile in ("auto", 16):
+        assert np.array_equal(super_resolve(generator, image, tile=tile, mirror=mirror, progress=False), expected)
+    rgba = super_resolve(generator, np.concatenate([image, alpha], axis=2), mirror=mirror, progress=False)
+    assert np.array_equal(rgba[..., :3], expected)
+    assert np.array_equal(rgba[..., 3:], imresize(alpha, 4))  # which mirrors by itself
+    write_image(tmp_path / "image.png", image)
+    super_resolve_file(generator, tmp_path / "image.png", tmp_path / "out.png", mirror=mirror, progress=False)
+    assert np.array_equal(read_image(tmp_path / "out.png"), expected)
+    with pytest.raises(ValueError, match="mirror must be 0 or more"):
+        super_resolve(generator, image, mirror=-1, progress=False)
+
+
 @pytest.mark.parametrize("channels", [4, 64])  # a small convolution is one of few maps, or of few pixels
 def test_pieces_are_summed_as_the_whole_image_is(channels):
     """16 bits show what 8 round away: that PyTorch took another algorithm for a piece than for the whole."""
@@ -83,7 +103,7 @@ def test_pieces_are_summed_as_the_whole_image_is(channels):
     with torch.inference_mode():
         expected = (generator(lr)[0].clamp(0, 1) * 65535).round().permute(1, 2, 0).numpy()
     for tile in (90, 37, 16):
-        assert np.array_equal(super_resolve(generator, image, tile=tile, progress=False), expected), tile
+        assert np.array_equal(super_resolve(generator, image, tile=tile, mirror=0, progress=False), expected), tile
 
 
 def test_pieces_equal_the_whole_image_with_the_papers_depth():
@@ -114,7 +134,7 @@ def test_ensemble_is_the_mean_of_eight_views(tiny):
                 sr = sr[:, ::-1] if flip else sr
                 total = total + np.rot90(sr, -rotations).astype(np.float64)
     for tile in (16, "auto"):
-        result = super_resolve(tiny, image, tile=tile, ensemble=True, progress=False)
+        result = super_resolve(tiny, image, tile=tile, ensemble=True, mirror=0, progress=False)
         # Eight sums in float32: where the mean is a half to 6 digits, the rounding may go either way.
         assert np.abs(result - (total / 8).clip(0, 1) * 255).max() <= 0.5 + 1e-3
     assert not np.array_equal(result, whole(tiny, image))
@@ -211,7 +231,7 @@ def test_arrays_keep_their_channels(tiny):
 def test_sixteen_bits_stay_sixteen_bits(tiny):
     rgb = photo(20, 30)
     fine = rgb.astype(np.uint16) * 257
-    result = super_resolve(tiny, fine, progress=False)
+    result = super_resolve(tiny, fine, mirror=0, progress=False)
     with torch.inference_mode():
         expected = tiny(to_tensor(rgb))[0].permute(1, 2, 0).clamp(0, 1).numpy() * 65535
     assert result.dtype == np.uint16 and len(np.unique(result)) > 256
