@@ -45,7 +45,7 @@ from utils import (
 )
 
 BICUBIC_RADIUS = 3  # LR pixels: 4 taps reach 2 far
-MIRROR = 0  # LR pixels around the image; 12 are enough
+MIRROR = 12  # LR pixels around the image
 SMALLEST_TILE = 16  # LR pixels
 LARGEST_TILE = 1024  # beyond it the neighbourhood costs next to nothing
 CPU_BUDGET = 0.8e9  # bytes for the network's feature maps; more would lose less time on neighbourhoods
