@@ -368,9 +368,8 @@ def super_resolve_file(
     """Enlarge the image file `source` into the PNG file `target`, holding a strip of the result at a time.
 
     Beyond two copies of the decoded source (one has mirrored borders) and a strip of the result this takes about 1 GB,
-    whatever the size. The rest is as in
-    `super_resolve`, but 16 bits a channel stay 16 in colour, too. The file `target` is made whole or not at all, and
-    replaced if there is one.
+    whatever the size. The rest is as in `super_resolve`, but 16 bits a channel stay 16 in colour, too. The file `target` is
+    made whole or not at all, and replaced if there is one.
     """
     image, deep = open_deep_image(source)
     array, info = _pil_to_array(image, source)
