@@ -315,7 +315,7 @@ class Solver:
         return self._for_use[1]
 
     def upscale(self, lr):
-        """The averaged generator on one whole image, padded with zeros as in training: uint8 (h, w, 3) -> uint8 (4h, 4w, 3)."""
+        """The averaged generator on one whole image: uint8 (h, w, 3) -> uint8 (4h, 4w, 3)."""
         generator = self.for_use()
         with torch.inference_mode():
             return to_array(generator(to_tensor(lr).to(self.device, memory_format=torch.channels_last)))

@@ -45,7 +45,7 @@ from utils import (
 )
 
 BICUBIC_RADIUS = 3  # LR pixels: 4 taps reach 2 far
-MIRROR = 12  # LR pixels around the image
+BACK_PROJECTION_RADIUS = 4  # LR pixels: reducing looks 2 far, and so does enlarging the difference
 SMALLEST_TILE = 16  # LR pixels
 LARGEST_TILE = 1024  # beyond it the neighbourhood costs next to nothing
 CPU_BUDGET = 0.8e9  # bytes for the network's feature maps; more would lose less time on neighbourhoods
@@ -57,7 +57,7 @@ SMALL_CONVOLUTION = 20480
 # --- one image -------------------------------------------------------------------------------------------------------
 
 
-def super_resolve(generator, image, *, tile="auto", device=None, ensemble=False, mirror=MIRROR, progress=True):
+def super_resolve(generator, image, *, tile="auto", device=None, ensemble=False, back_projection=True, progress=True):
     """Enlarge an image to 4 times its width and height.
 
     Args:
@@ -68,10 +68,10 @@ def super_resolve(generator, image, *, tile="auto", device=None, ensemble=False,
             where it runs out all the same, the pieces are halved.
         device: where to compute; the generator is moved there. None: where the generator is.
         ensemble: average the results of the eight flips and rotations of the image, in eight times the time. Gains
-            SRResNet about 0.1 dB; an SRGAN's gain of nearly 1 dB is paid for with the texture, which is averaged away.
-        mirror: the image goes through the network with so many LR pixels mirrored around it, as MATLAB's imresize sees it.
-            With 0, as in the paper, each convolution pads with zeros, in which an SRGAN can see something: bright flat
-            areas may then change their brightness at the borders of the image.
+            SRResNet about 0.1 dB; an SRGAN's gain is paid for with the texture, which is averaged away.
+        back_projection: correct the network's enlargement so that, reduced again, it is `image` (`back_project`). In
+            an SRGAN, flat areas can drift by ten levels, which the eye sees as stains; SRResNet hardly changes. False: the
+            network alone, as in the paper.
         progress: show a progress bar, in megapixels of the result.
 
     Returns:
@@ -80,9 +80,9 @@ def super_resolve(generator, image, *, tile="auto", device=None, ensemble=False,
         gray stays 16-bit (PIL has no 16-bit colour: pass an array, or go from file to file with `super_resolve_file`). PIL
         images are turned upright; their ICC profile is kept, `info["dpi"]` is multiplied by 4.
 
-        On the CPU every value equals that of `to_array(generator(to_tensor(image)))`, `image` with its mirrored borders, which
-        are cut off again. A GPU's library may choose another algorithm for another shape, and single values may then differ
-        by one level.
+        On the CPU every value equals that of the whole image at once: without back-projection, of
+        `to_array(generator(to_tensor(image)))`. A GPU's library may choose another algorithm for another shape, and single
+        values may then differ by one level.
 
     Raises:
         TypeError, ValueError: what the image cannot be; OSError: a file that cannot be read, see `utils.open_image`;
@@ -97,7 +97,7 @@ def super_resolve(generator, image, *, tile="auto", device=None, ensemble=False,
     pixels = array if array.ndim == 3 else array[..., None]  # (H, W, C)
     height, width, channels = pixels.shape
     out = np.empty((SCALE * height, SCALE * width, channels), pixels.dtype)
-    for _ in _strips(generator, pixels, tile, device, ensemble, mirror, progress, out):
+    for _ in _strips(generator, pixels, tile, device, ensemble, back_projection, progress, out):
         pass
     if info is None:
         return out.reshape(*out.shape[:2], *array.shape[2:])
@@ -145,15 +145,10 @@ def _pil_to_array(image, name):
 # Boxes are (top, left, bottom, right) in LR pixels of the whole image.
 
 
-def _strips(generator, image, tile, device, ensemble, mirror, progress, out=None):
+def _strips(generator, image, tile, device, ensemble, back_projection, progress, out=None):
     """Yield the enlargement of `image`, (H, W, C), from top to bottom as arrays (4h, 4W, C): parts of `out`, or new ones."""
     height, width, channels = image.shape
     tile = _tile_size(generator, tile, device)
-    if mirror < 0:
-        raise ValueError(f"mirror must be 0 or more LR pixels, got {mirror}")
-    if generator is None:
-        mirror = 0  # bicubic interpolation mirrors by itself
-    seen = np.pad(image, ((mirror, mirror), (mirror, mirror), (0, 0)), "symmetric") if mirror else image
     bar = tqdm(total=height * width * SCALE**2 / 1e6, disable=not progress, bar_format=_BAR)
     with bar, _inference(generator, device):
         for top, _, bottom, _ in _grid((0, 0, height, width), tile, width):
@@ -171,7 +166,7 @@ def _strips(generator, image, tile, device, ensemble, mirror, progress, out=None
                 done = bar.n
                 try:
                     strip[_slices(core, (top, 0), SCALE)] = _enlarge(
-                        generator, seen, tuple(side + mirror for side in core), tile, ensemble, bar
+                        generator, image, core, tile, ensemble, back_projection, bar
                     )
                     continue
                 except (RuntimeError, MemoryError) as error:
@@ -194,7 +189,7 @@ def _strips(generator, image, tile, device, ensemble, mirror, progress, out=None
 _BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} MP [{elapsed}<{remaining}]"
 
 
-def _enlarge(generator, image, core, tile, ensemble, bar):
+def _enlarge(generator, image, core, tile, ensemble, back_projection, bar):
     """The enlarged piece `core` of `image` as an array (4h, 4w, C); values outside `core` are only looked at."""
     height, width, channels = image.shape
     area = (core[2] - core[0]) * (core[3] - core[1]) * SCALE**2 / 1e6
@@ -202,12 +197,17 @@ def _enlarge(generator, image, core, tile, ensemble, bar):
     pieces = []
     if colours:
         peak = np.iinfo(image.dtype).max
-        sr = _network(generator, image[..., :colours], core, tile, ensemble, lambda share: bar.update(area * share))
+        window = _grow(core, BACK_PROJECTION_RADIUS if back_projection else 0, (0, 0, height, width))
+        sr = _network(generator, image[..., :colours], window, tile, ensemble, lambda share: bar.update(area * share))
         if colours == 1:
             sr = sr.mean(dim=0, keepdim=True)
         if not torch.isfinite(sr).all():
             raise ValueError("the network's output is not finite: its weights are damaged or its training diverged")
-        levels = sr.clamp_(0, 1).mul_(peak).round_().to(torch.uint8 if peak == 255 else torch.int32)
+        sr.clamp_(0, 1)
+        if back_projection:
+            lr = _to_tensor(image[_slices(window)][..., :colours]).to(sr.device)
+            sr = back_project(sr, lr)[(..., *_slices(core, window, SCALE))].clamp_(0, 1)
+        levels = sr.mul_(peak).round_().to(torch.uint8 if peak == 255 else torch.int32)
         pieces.append(levels.permute(1, 2, 0).cpu().numpy().astype(image.dtype, copy=False))
     if colours < channels:
         window = _grow(core, BICUBIC_RADIUS, (0, 0, height, width))
@@ -225,8 +225,7 @@ def _network(generator, image, core, tile, ensemble, advance):
     near = _radius(generator.upsample, generator.tail)
     least = SMALL_CONVOLUTION // weight.shape[1]
     window = _grow(core, _reach(generator), (0, 0, height, width), least)
-    lr = torch.from_numpy(image[_slices(window)].astype(np.float32)).permute(2, 0, 1)[None].contiguous()
-    lr = (lr / np.iinfo(image.dtype).max).expand(1, 3, -1, -1).to(weight.device, weight.dtype)
+    lr = _to_tensor(image[_slices(window)])[None].expand(1, 3, -1, -1).to(weight.device, weight.dtype)
 
     sr = torch.zeros(3, SCALE * (core[2] - core[0]), SCALE * (core[3] - core[1]), device=weight.device)
     parts = _tiles(core, max(96, math.ceil(tile / 4)))
@@ -241,6 +240,23 @@ def _network(generator, image, core, tile, ensemble, advance):
             advance((part[2] - part[0]) * (part[3] - part[1]) / (sr.shape[1] * sr.shape[2] / SCALE**2) / len(views))
         del features
     return sr.div_(len(views))
+
+
+def back_project(sr, lr):
+    """An enlargement so corrected that, reduced again, it is the LR image: sr + up(lr - down(sr)), both bicubic.
+
+    What a network invents between the LR pixels stays; the brightness and colour of areas become those of the LR image. One
+    step of iterative back-projection (Irani and Peleg 1991; after a trained method: Timofte et al., "Seven ways to improve
+    example-based single image super resolution", CVPR 2016). A second step changes next to nothing.
+
+    sr, lr: float tensors (N, C, 4h, 4w) and (N, C, h, w), or both without N, of one range; the result may leave the range.
+    """
+    return sr + imresize(lr - imresize(sr, 1 / SCALE), SCALE)
+
+
+def _to_tensor(image):
+    """Whole numbers (H, W, C) -> float32 (C, H, W) in [0, 1]."""
+    return torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).contiguous() / np.iinfo(image.dtype).max
 
 
 def _reach(generator):
@@ -363,19 +379,19 @@ def _is_out_of_memory(error):
 
 
 def super_resolve_file(
-    generator, source, target, *, tile="auto", device=None, ensemble=False, mirror=MIRROR, progress=True
+    generator, source, target, *, tile="auto", device=None, ensemble=False, back_projection=True, progress=True
 ):
     """Enlarge the image file `source` into the PNG file `target`, holding a strip of the result at a time.
 
-    Beyond two copies of the decoded source (one has mirrored borders) and a strip of the result this takes about 1 GB,
-    whatever the size. The rest is as in `super_resolve`, but 16 bits a channel stay 16 in colour, too. The file `target` is
-    made whole or not at all, and replaced if there is one.
+    Beyond the decoded source and a strip of the result this takes about 1 GB, whatever the size. The rest is as in
+    `super_resolve`, but 16 bits a channel stay 16 in colour, too. The file `target` is made whole or not at all, and
+    replaced if there is one.
     """
     image, deep = open_deep_image(source)
     array, info = _pil_to_array(image, source)
     array = array if deep is None else deep
     pixels = array if array.ndim == 3 else array[..., None]
-    strips = _strips(generator, pixels, tile, device, ensemble, mirror, progress)
+    strips = _strips(generator, pixels, tile, device, ensemble, back_projection, progress)
     with atomic_path(target) as temporary, closing(strips):
         _write_png(temporary, strips, [SCALE * side for side in pixels.shape[:2]], pixels.shape[2], pixels.dtype, info)
 
@@ -524,11 +540,9 @@ def _arguments(argv):
         help="average over 8 flips and rotations: smoother, 8 times slower",
     )
     add(
-        "--mirror",
-        type=int,
-        default=MIRROR,
-        metavar="PIXELS",
-        help="mirrored around the image first (default: %(default)s)",
+        "--network-alone",
+        action="store_true",
+        help="as in the paper: no back-projection, which keeps brightness and colour",
     )
     add("--compare", action="store_true", help="also write compare/<name>.png: the middle beside input and bicubic")
     add("--force", action="store_true", help="replace results that are there already")
@@ -540,8 +554,6 @@ def _arguments(argv):
         parser.error("name images or folders to enlarge, or --demo IMAGE, or --export FILE.onnx")
     if args.tile is not None and args.tile < 1:
         parser.error(f"--tile takes a whole number of pixels of at least 1, not {args.tile}")
-    if args.mirror < 0:
-        parser.error(f"--mirror takes a whole number of pixels, 0 or more, not {args.mirror}")
     if args.export and args.method == "bicubic":
         parser.error("bicubic has no network to export")
     return args
@@ -562,7 +574,8 @@ def main(argv=None):
             weights = args.weights or find_weights(args.method)
             generator, label = load_generator(weights, device), Path(weights).stem
             print(f"{weights} on {device}")
-        options = {"tile": "auto" if args.tile is None else args.tile, "ensemble": args.ensemble, "mirror": args.mirror}
+        options = {"tile": "auto" if args.tile is None else args.tile, "ensemble": args.ensemble}
+        options["back_projection"] = not args.network_alone
         if args.export:
             if Path(args.export).exists() and not args.force:
                 raise FileExistsError(f"{args.export} exists: choose another name, or --force")

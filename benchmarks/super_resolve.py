@@ -106,9 +106,7 @@ def main():
     for name, generator in (("16 blocks, 16 channels", slim), ("paper", paper)):
         for _ in range(2 if generator is slim else 1):
             at_once, expected = seconds(lambda g=generator: whole(g, image))
-            in_pieces, result = seconds(
-                lambda g=generator: super_resolve(g, image, tile=tile, mirror=0, progress=False)
-            )
+            in_pieces, result = seconds(lambda g=generator: super_resolve(g, image, tile=tile, progress=False))
             print(
                 f"{name}: {image.shape[1]} x {image.shape[0]} at once {at_once:.1f} processor s, in pieces {in_pieces:.1f} "
                 f"({100 * (in_pieces / at_once - 1):+.0f} %), equal: {np.array_equal(expected, result)}"

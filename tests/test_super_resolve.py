@@ -17,7 +17,7 @@ from skimage import data
 import super_resolve as module
 from imresize import imresize
 from models import SRResNet, save_generator
-from super_resolve import MIRROR, super_resolve, super_resolve_file
+from super_resolve import back_project, super_resolve, super_resolve_file
 from utils import read_image, to_array, to_tensor, write_image
 
 
@@ -48,11 +48,11 @@ def tiny():
 
 
 @torch.inference_mode()
-def whole(generator, image, mirror=MIRROR):
-    """The network's enlargement of the image at once, with the borders mirrored."""
-    seen = np.pad(image, ((mirror, mirror), (mirror, mirror), (0, 0)), "symmetric")
-    sr = to_array(generator(to_tensor(seen)))
-    return sr[4 * mirror : -4 * mirror, 4 * mirror : -4 * mirror] if mirror else sr
+def whole(generator, image, back_projection=True):
+    """The enlargement of the image at once."""
+    lr = to_tensor(image)
+    sr = generator(lr)
+    return to_array(back_project(sr.clamp(0, 1), lr) if back_projection else sr)
 
 
 def photo(height, width):
@@ -77,21 +77,40 @@ def test_pieces_equal_the_whole_image(generator, size):
         assert np.array_equal(result, expected), tile
 
 
-@pytest.mark.parametrize("mirror", [0, 7])
-def test_the_mirrored_borders_can_be_chosen(generator, tmp_path, mirror):
+def test_the_network_alone(generator, tmp_path):
     image, alpha = photo(37, 53), photo(37, 53)[..., :1]
-    expected = whole(generator, image, mirror)
-    assert not np.array_equal(expected, whole(generator, image, 3))
+    expected = whole(generator, image, back_projection=False)
+    assert np.abs(expected.astype(int) - whole(generator, image)).max() > 20
     for tile in ("auto", 16):
-        assert np.array_equal(super_resolve(generator, image, tile=tile, mirror=mirror, progress=False), expected)
-    rgba = super_resolve(generator, np.concatenate([image, alpha], axis=2), mirror=mirror, progress=False)
-    assert np.array_equal(rgba[..., :3], expected)
-    assert np.array_equal(rgba[..., 3:], imresize(alpha, 4))  # which mirrors by itself
+        result = super_resolve(generator, image, tile=tile, back_projection=False, progress=False)
+        assert np.array_equal(result, expected)
+    rgba = np.concatenate([image, alpha], axis=2)
+    assert np.array_equal(super_resolve(generator, rgba, back_projection=False, progress=False)[..., :3], expected)
     write_image(tmp_path / "image.png", image)
-    super_resolve_file(generator, tmp_path / "image.png", tmp_path / "out.png", mirror=mirror, progress=False)
+    super_resolve_file(generator, tmp_path / "image.png", tmp_path / "out.png", back_projection=False, progress=False)
     assert np.array_equal(read_image(tmp_path / "out.png"), expected)
-    with pytest.raises(ValueError, match="mirror must be 0 or more"):
-        super_resolve(generator, image, mirror=-1, progress=False)
+
+
+def test_back_projection_keeps_what_is_invented_and_corrects_the_rest():
+    hr = data.astronaut()[:160, 100:260].astype(np.float64) / 255
+    lr = imresize(hr, 1 / 4)
+    stain = np.zeros_like(hr)
+    stain[40:100, 60:120] = [0.04, -0.03, 0.02]
+    invented = np.tile([[0.1, -0.1], [-0.1, 0.1]], (80, 80))[..., None]  # between the LR pixels: no trace in them
+    sr = back_project(*(torch.from_numpy(x).permute(2, 0, 1) for x in (hr + stain + invented, lr)))
+    sr = sr.permute(1, 2, 0).numpy()
+    wrong = hr + stain + invented
+    assert np.abs(sr - (wrong + imresize(lr - imresize(wrong, 1 / 4), 4))).max() < 1e-12
+    left = sr - hr - invented
+    assert np.abs(left[52:88, 72:108]).max() < 1e-3 and np.abs(left[8:24, 8:-8]).max() < 1e-3
+    assert np.abs(imresize(sr, 1 / 4) - lr).max() < 0.5 * np.abs(imresize(stain, 1 / 4)).max()
+
+
+def test_how_far_back_projection_looks_is_what_a_change_shows():
+    sr, lr = torch.zeros(1, 84, 84, dtype=torch.float64, requires_grad=True), torch.zeros(1, 21, 21)
+    for corner in ((40, 40), (43, 43)):
+        touched = torch.autograd.grad(back_project(sr, lr)[(0, *corner)], sr)[0][0].nonzero() // 4
+        assert abs(touched - 10).max() <= module.BACK_PROJECTION_RADIUS
 
 
 @pytest.mark.parametrize("channels", [4, 64])  # a small convolution is one of few maps, or of few pixels
@@ -101,9 +120,10 @@ def test_pieces_are_summed_as_the_whole_image_is(channels):
     image = photo(75, 90).astype(np.uint16) * 257
     lr = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None].contiguous() / 65535
     with torch.inference_mode():
-        expected = (generator(lr)[0].clamp(0, 1) * 65535).round().permute(1, 2, 0).numpy()
+        sr = back_project(generator(lr).clamp(0, 1), lr)[0]
+        expected = (sr.clamp(0, 1) * 65535).round().permute(1, 2, 0).numpy()
     for tile in (90, 37, 16):
-        assert np.array_equal(super_resolve(generator, image, tile=tile, mirror=0, progress=False), expected), tile
+        assert np.array_equal(super_resolve(generator, image, tile=tile, progress=False), expected), tile
 
 
 def test_pieces_equal_the_whole_image_with_the_papers_depth():
@@ -134,10 +154,10 @@ def test_ensemble_is_the_mean_of_eight_views(tiny):
                 sr = sr[:, ::-1] if flip else sr
                 total = total + np.rot90(sr, -rotations).astype(np.float64)
     for tile in (16, "auto"):
-        result = super_resolve(tiny, image, tile=tile, ensemble=True, mirror=0, progress=False)
+        result = super_resolve(tiny, image, tile=tile, ensemble=True, back_projection=False, progress=False)
         # Eight sums in float32: where the mean is a half to 6 digits, the rounding may go either way.
         assert np.abs(result - (total / 8).clip(0, 1) * 255).max() <= 0.5 + 1e-3
-    assert not np.array_equal(result, whole(tiny, image, mirror=0))
+    assert not np.array_equal(result, whole(tiny, image, back_projection=False))
 
 
 def test_memory_that_runs_out_halves_the_pieces(generator, monkeypatch):
@@ -231,7 +251,7 @@ def test_arrays_keep_their_channels(tiny):
 def test_sixteen_bits_stay_sixteen_bits(tiny):
     rgb = photo(20, 30)
     fine = rgb.astype(np.uint16) * 257
-    result = super_resolve(tiny, fine, mirror=0, progress=False)
+    result = super_resolve(tiny, fine, back_projection=False, progress=False)
     with torch.inference_mode():
         expected = tiny(to_tensor(rgb))[0].permute(1, 2, 0).clamp(0, 1).numpy() * 65535
     assert result.dtype == np.uint16 and len(np.unique(result)) > 256
@@ -571,6 +591,11 @@ def folder(tmp_path, tiny, monkeypatch):
     with open("照片 1/notes.txt", "w") as file:
         file.write("no image")
     return tmp_path
+
+
+def test_the_command_line_takes_the_network_alone(folder, tiny):
+    assert module.main(["照片 1/b.png", "-o", "out", "--network-alone", "--device", "cpu"]) == 0
+    assert np.array_equal(read_image("out/b.png"), whole(tiny, photo(30, 20), back_projection=False))
 
 
 def test_the_command_line_goes_on_and_sums_up(folder, tiny, capsys):
