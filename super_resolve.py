@@ -198,7 +198,11 @@ def _enlarge(generator, image, core, tile, ensemble, back_projection, bar):
     if colours:
         peak = np.iinfo(image.dtype).max
         window = _grow(core, BACK_PROJECTION_RADIUS if back_projection else 0, (0, 0, height, width))
-        sr = _network(generator, image[..., :colours], window, tile, ensemble, lambda share: bar.update(area * share))
+
+        def advance(share):
+            bar.update(min(area * share, bar.total - bar.n))  # floating-point sums must not pass the end
+
+        sr = _network(generator, image[..., :colours], window, tile, ensemble, advance)
         if colours == 1:
             sr = sr.mean(dim=0, keepdim=True)
         if not torch.isfinite(sr).all():

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from models import SRResNet, load_generator  # noqa: E402
-from super_resolve import _tile_size, super_resolve  # noqa: E402
+from super_resolve import _tile_size, back_project, super_resolve  # noqa: E402
 from utils import to_array, to_tensor  # noqa: E402
 
 WIDTH, HEIGHT = 6000, 4000  # LR pixels: 24 megapixels, 384 enlarged
@@ -73,8 +73,9 @@ def seconds(function):
 
 
 def whole(generator, image):
+    lr = to_tensor(image)
     with torch.inference_mode():
-        return to_array(generator(to_tensor(image)))
+        return to_array(back_project(generator(lr).clamp_(0, 1), lr))
 
 
 def main():
