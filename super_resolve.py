@@ -150,6 +150,10 @@ def _strips(generator, image, tile, device, ensemble, back_projection, progress,
     height, width, channels = image.shape
     tile = _tile_size(generator, tile, device)
     bar = tqdm(total=height * width * SCALE**2 / 1e6, disable=not progress, bar_format=_BAR)
+
+    def advance(megapixels):
+        bar.update(min(megapixels, bar.total - bar.n))  # floating-point sums must not pass the end
+
     with bar, _inference(generator, device):
         for top, _, bottom, _ in _grid((0, 0, height, width), tile, width):
             if out is None:
@@ -166,7 +170,7 @@ def _strips(generator, image, tile, device, ensemble, back_projection, progress,
                 done = bar.n
                 try:
                     strip[_slices(core, (top, 0), SCALE)] = _enlarge(
-                        generator, image, core, tile, ensemble, back_projection, bar
+                        generator, image, core, tile, ensemble, back_projection, advance
                     )
                     continue
                 except (RuntimeError, MemoryError) as error:
@@ -189,7 +193,7 @@ def _strips(generator, image, tile, device, ensemble, back_projection, progress,
 _BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} MP [{elapsed}<{remaining}]"
 
 
-def _enlarge(generator, image, core, tile, ensemble, back_projection, bar):
+def _enlarge(generator, image, core, tile, ensemble, back_projection, advance):
     """The enlarged piece `core` of `image` as an array (4h, 4w, C); values outside `core` are only looked at."""
     height, width, channels = image.shape
     area = (core[2] - core[0]) * (core[3] - core[1]) * SCALE**2 / 1e6
@@ -198,11 +202,7 @@ def _enlarge(generator, image, core, tile, ensemble, back_projection, bar):
     if colours:
         peak = np.iinfo(image.dtype).max
         window = _grow(core, BACK_PROJECTION_RADIUS if back_projection else 0, (0, 0, height, width))
-
-        def advance(share):
-            bar.update(min(area * share, bar.total - bar.n))  # floating-point sums must not pass the end
-
-        sr = _network(generator, image[..., :colours], window, tile, ensemble, advance)
+        sr = _network(generator, image[..., :colours], window, tile, ensemble, lambda share: advance(area * share))
         if colours == 1:
             sr = sr.mean(dim=0, keepdim=True)
         if not torch.isfinite(sr).all():
@@ -218,7 +218,7 @@ def _enlarge(generator, image, core, tile, ensemble, back_projection, bar):
         enlarged = imresize(np.ascontiguousarray(image[_slices(window)][..., colours:]), SCALE)
         pieces.append(enlarged[_slices(core, window, SCALE)])
         if not colours:
-            bar.update(area)
+            advance(area)
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=2)
 
 
@@ -578,8 +578,11 @@ def main(argv=None):
             weights = args.weights or find_weights(args.method)
             generator, label = load_generator(weights, device), Path(weights).stem
             print(f"{weights} on {device}")
-        options = {"tile": "auto" if args.tile is None else args.tile, "ensemble": args.ensemble}
-        options["back_projection"] = not args.network_alone
+        options = {
+            "tile": "auto" if args.tile is None else args.tile,
+            "ensemble": args.ensemble,
+            "back_projection": not args.network_alone,
+        }
         if args.export:
             if Path(args.export).exists() and not args.force:
                 raise FileExistsError(f"{args.export} exists: choose another name, or --force")
