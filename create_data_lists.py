@@ -22,8 +22,8 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from download import SETS, check, download, is_there
 from imresize import imresize
+from tools.download import SETS, check, download, is_there
 from utils import IMAGE_FORMATS, IMAGE_SUFFIXES, read_image, write_image, write_rows
 
 SCALE = 4
@@ -52,7 +52,15 @@ class ImageSet(NamedTuple):
 
 
 def create_data_lists(
-    data="data", out="data/lists", *, folders=None, train=None, valid=None, crop_size=96, verify=False, progress=True
+    data="data",
+    out="data/lists",
+    *,
+    folders=None,
+    train=None,
+    valid=None,
+    crop_size=96,
+    verify=False,
+    progress=True,
 ):
     """Write a list for every set of images, as `out`/<set>.csv, and return a table of what was found.
 
@@ -74,7 +82,9 @@ def create_data_lists(
             sets[role] = find_set(folder)
         elif folders is None and (name := next((name for name in usual if name in sets), None)):
             sets[role] = sets[name]
-    sets = {name: found for name, found in sets.items() if name == "train" or found != sets.get("train")}
+    sets = {
+        name: found for name, found in sets.items() if name == "train" or found != sets.get("train")
+    }
     if not sets:
         raise FileNotFoundError(
             f"{data}: no sets of images in it; fetch the official ones: {DOWNLOAD}, or name the folder of your own: "
@@ -90,13 +100,23 @@ def create_data_lists(
         if rows:
             write_rows(path, rows)
             table.append(
-                {"set": name, "images": len(rows), "folder": folder, "list": path.as_posix(), "skipped": skipped}
+                {
+                    "set": name,
+                    "images": len(rows),
+                    "folder": folder,
+                    "list": path.as_posix(),
+                    "skipped": skipped,
+                }
             )
         else:
             reasons = [f"\n  {file}: {reason}" for file, reason in list(skipped.items())[:10]]
-            empty.append(f"{folder}: no image of it can be used{''.join(reasons) or ', it has none'}")
+            empty.append(
+                f"{folder}: no image of it can be used{''.join(reasons) or ', it has none'}"
+            )
     if empty:
-        raise ValueError("\n".join([*empty, "fill or remove the folder and run create_data_lists.py again"]))
+        raise ValueError(
+            "\n".join([*empty, "fill or remove the folder and run create_data_lists.py again"])
+        )
     return table
 
 
@@ -137,7 +157,10 @@ def find_set(folder):
 def natural_order(path):
     """Sort key: img_2 before img_10."""
     name = Path(path).name
-    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", name)], name
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part.lower())
+        for part in re.split(r"(\d+)", name)
+    ], name
 
 
 def _images(folder, suffix):
@@ -165,8 +188,12 @@ def _check_set(image_set, crop_size, verify, progress):
     name, hr_folder, lr_folder = image_set
     if hr_folder == lr_folder:
         everything, skipped = _images(hr_folder, "$^")
-        hr_images = {k.removesuffix("_HR"): path for k, path in everything.items() if k.endswith("_HR")}
-        lr_images = {k.removesuffix("_LR"): path for k, path in everything.items() if k.endswith("_LR")}
+        hr_images = {
+            k.removesuffix("_HR"): path for k, path in everything.items() if k.endswith("_HR")
+        }
+        lr_images = {
+            k.removesuffix("_LR"): path for k, path in everything.items() if k.endswith("_LR")
+        }
         others = [path for k, path in everything.items() if not k.endswith(("_HR", "_LR"))]
         skipped |= {path.as_posix(): "its name ends neither in _HR nor in _LR" for path in others}
     else:
@@ -185,14 +212,22 @@ def _check_set(image_set, crop_size, verify, progress):
     usable = {key: path for key, path in hr_images.items() if path.as_posix() not in skipped}
 
     if not lr_images or (lr_folder / MARKER).exists():
-        suffix = f"x{SCALE}" if lr_folder.name == f"X{SCALE}" else "_LR" if hr_folder == lr_folder else ""
+        suffix = (
+            f"x{SCALE}"
+            if lr_folder.name == f"X{SCALE}"
+            else "_LR"
+            if hr_folder == lr_folder
+            else ""
+        )
         lr_images = {key: lr_folder / f"{key}{suffix}.png" for key in usable}
         failed = _make_lr_images(usable, lr_images, lr_folder, name, progress)
         skipped |= {usable.pop(key).as_posix(): reason for key, reason in failed.items()}
     for key, path in lr_images.items():
         if key not in hr_images:
             skipped[path.as_posix()] = "no HR image of this name"
-    lr_headers = _headers([lr_images[key] for key in usable if key in lr_images], f"{name} LR", verify, progress)
+    lr_headers = _headers(
+        [lr_images[key] for key in usable if key in lr_images], f"{name} LR", verify, progress
+    )
 
     rows = []
     for key, hr in usable.items():
@@ -205,9 +240,13 @@ def _check_set(image_set, crop_size, verify, progress):
         if isinstance(size, str):
             skipped[lr.as_posix()] = size
         elif size != expected:
-            skipped[lr.as_posix()] = f"{size[0]} x {size[1]} pixels, {expected[0]} x {expected[1]} belong to {hr.name}"
+            skipped[lr.as_posix()] = (
+                f"{size[0]} x {size[1]} pixels, {expected[0]} x {expected[1]} belong to {hr.name}"
+            )
         else:
-            rows.append({"hr": _relative(hr), "lr": _relative(lr), "width": width, "height": height})
+            rows.append(
+                {"hr": _relative(hr), "lr": _relative(lr), "width": width, "height": height}
+            )
     return rows, skipped
 
 
@@ -220,11 +259,15 @@ def _relative(path):
 
 def _headers(paths, label, verify, progress):
     """{path: (width, height), or why it cannot be used (str)}; decodes each file if `verify`."""
-    with ThreadPoolExecutor(os.cpu_count() if verify else 8) as pool:  # headers wait for the disk, not for a core
+    with ThreadPoolExecutor(
+        os.cpu_count() if verify else 8
+    ) as pool:  # headers wait for the disk, not for a core
         paths = list(paths)
         sizes = pool.map(lambda path: _image_size(path, verify), paths)
         hide = not progress or (len(paths) < 1000 and not verify)
-        return dict(zip(paths, tqdm(sizes, label, len(paths), unit="image", disable=hide), strict=True))
+        return dict(
+            zip(paths, tqdm(sizes, label, len(paths), unit="image", disable=hide), strict=True)
+        )
 
 
 def _image_size(path, verify=False):
@@ -235,8 +278,15 @@ def _image_size(path, verify=False):
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             width, height = image.size
             # Looking for an orientation would decode a PNG file without any.
-            if image.format != "PNG" or {"exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp"} & set(image.info):
-                turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 lie on their side
+            if image.format != "PNG" or {
+                "exif",
+                "xmp",
+                "Raw profile type exif",
+                "XML:com.adobe.xmp",
+            } & set(image.info):
+                turned = (
+                    image.getexif().get(0x0112, 1) >= 5
+                )  # EXIF orientations 5 to 8 lie on their side
                 width, height = (height, width) if turned else (width, height)
             if image.mode == "F":
                 return "floating-point pixels, of unknown range"
@@ -274,7 +324,9 @@ def _make_lr_images(hr_images, lr_images, folder, label, progress):
 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        (folder / MARKER).write_text(f"Made by create_data_lists.py from the HR images: imresize(hr, 1/{SCALE}).\n")
+        (folder / MARKER).write_text(
+            f"Made by create_data_lists.py from the HR images: imresize(hr, 1/{SCALE}).\n"
+        )
         for leftover in folder.glob(".tmp-*"):  # of a run that was killed
             leftover.unlink()
         todo = [key for key in hr_images if not _up_to_date(lr_images[key], hr_images[key])]
@@ -283,7 +335,9 @@ def _make_lr_images(hr_images, lr_images, folder, label, progress):
         failed = {}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             tasks = [pool.submit(make, key) for key in todo]
-            bar = tqdm(as_completed(tasks), f"{label} LR", len(todo), unit="image", disable=not progress)
+            bar = tqdm(
+                as_completed(tasks), f"{label} LR", len(todo), unit="image", disable=not progress
+            )
             try:
                 for task in bar:
                     key, reason = task.result()
@@ -316,7 +370,9 @@ def embedded_photographs(folder="data/embedded", progress=True):
             path = folder / f"{name}_HR" / f"{photograph}.png"
             original = next(source.glob(f"{photograph}.*"), None)
             if original is None:
-                raise FileNotFoundError(f"{source}: has no {photograph}; install scikit-image anew from PyPI")
+                raise FileNotFoundError(
+                    f"{source}: has no {photograph}; install scikit-image anew from PyPI"
+                )
             if not path.exists():
                 write_image(path, read_image(original))
     sets = {name: folder / f"{name}_HR" for name in EMBEDDED}
@@ -337,7 +393,9 @@ def print_table(table, show=20):
     """Print what `create_data_lists` returns: set, images, folder, list; then up to `show` skipped files of each set."""
     print(f"{'set':16} {'images':>6}  {'skipped':>7}  {'HR images in':32} list")
     for row in table:
-        print(f"{row['set']:16} {row['images']:6}  {len(row['skipped']):7}  {row['folder']:32} {row['list']}")
+        print(
+            f"{row['set']:16} {row['images']:6}  {len(row['skipped']):7}  {row['folder']:32} {row['list']}"
+        )
     for row in table:
         for path, reason in list(row["skipped"].items())[:show]:
             print(f"skipped in {row['set']}: {path}: {reason}")
@@ -346,22 +404,50 @@ def print_table(table, show=20):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Write CSV lists of (LR, HR) image pairs to train and test on.")
-    parser.add_argument("folders", nargs="*", help="folders to list (default: all sets under --data)")
-    parser.add_argument("--train", metavar="FOLDER", help="train on this folder (default: DIV2K_train, else photos)")
-    parser.add_argument("--valid", metavar="FOLDER", help="validate on this folder (default: DIV2K_valid, else Set5)")
-    parser.add_argument("--data", default="data", metavar="FOLDER", help="where the sets lie (default: data)")
-    parser.add_argument("--out", metavar="FOLDER", help="where the lists go (default: lists in --data)")
-    parser.add_argument("--crop-size", type=int, default=96, help="leave out smaller HR images (default: 96)")
-    parser.add_argument("--verify", action="store_true", help="decode every file instead of reading its header")
-    parser.add_argument(
-        "--download", nargs="*", metavar="SET", help=f"first fetch these sets (default: {', '.join(SETS)})"
+    parser = argparse.ArgumentParser(
+        description="Write CSV lists of (LR, HR) image pairs to train and test on."
     )
-    parser.add_argument("--mirror", action="append", default=[], metavar="URL", help="fetch from this address first")
     parser.add_argument(
-        "--check", nargs="*", metavar="SET", help="only compare the sets under data with the published ones"
+        "folders", nargs="*", help="folders to list (default: all sets under --data)"
     )
-    parser.add_argument("--embedded", action="store_true", help="scikit-image's photographs, into data/embedded")
+    parser.add_argument(
+        "--train", metavar="FOLDER", help="train on this folder (default: DIV2K_train, else photos)"
+    )
+    parser.add_argument(
+        "--valid",
+        metavar="FOLDER",
+        help="validate on this folder (default: DIV2K_valid, else Set5)",
+    )
+    parser.add_argument(
+        "--data", default="data", metavar="FOLDER", help="where the sets lie (default: data)"
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="where the lists go (default: lists in --data)"
+    )
+    parser.add_argument(
+        "--crop-size", type=int, default=96, help="leave out smaller HR images (default: 96)"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="decode every file instead of reading its header"
+    )
+    parser.add_argument(
+        "--download",
+        nargs="*",
+        metavar="SET",
+        help=f"first fetch these sets (default: {', '.join(SETS)})",
+    )
+    parser.add_argument(
+        "--mirror", action="append", default=[], metavar="URL", help="fetch from this address first"
+    )
+    parser.add_argument(
+        "--check",
+        nargs="*",
+        metavar="SET",
+        help="only compare the sets under data with the published ones",
+    )
+    parser.add_argument(
+        "--embedded", action="store_true", help="scikit-image's photographs, into data/embedded"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.embedded:
@@ -370,7 +456,9 @@ def main(arguments=None):
         if options.check is not None:
             problems = check(options.check, options.data)
             print(
-                "".join(f"{path}: {problem}\n" for path, problem in problems.items()) or "all is as published\n", end=""
+                "".join(f"{path}: {problem}\n" for path, problem in problems.items())
+                or "all is as published\n",
+                end="",
             )
             return 1 if problems else 0
         if options.download is not None:

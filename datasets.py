@@ -29,7 +29,9 @@ from utils import read_image
 COLUMNS = ["hr", "lr", "width", "height"]
 MAKE_LISTS = "python create_data_lists.py"
 SPARE_DISK = 256 * 2**20  # bytes left free beside the store
-SPARE_DEVICE_MEMORY = 4 * 2**30  # bytes left on the GPU for networks and activations: enough for the paper's batches
+SPARE_DEVICE_MEMORY = (
+    4 * 2**30
+)  # bytes left on the GPU for networks and activations: enough for the paper's batches
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -57,8 +59,12 @@ def read_list(list_file):
     """
     list_file = Path(list_file)
     if not list_file.is_file():
-        raise FileNotFoundError(f"{list_file}: no such list (current folder: {Path.cwd()}); make it: {MAKE_LISTS}")
-    with open(list_file, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets put a byte order mark in front
+        raise FileNotFoundError(
+            f"{list_file}: no such list (current folder: {Path.cwd()}); make it: {MAKE_LISTS}"
+        )
+    with open(
+        list_file, newline="", encoding="utf-8-sig"
+    ) as file:  # -sig: spreadsheets put a byte order mark in front
         reader = csv.DictReader(file)
         if sorted(reader.fieldnames or []) != sorted(COLUMNS):
             raise ValueError(
@@ -93,7 +99,10 @@ def read_pair(pair, scale=4):
     """
     hr, lr = read_image(pair.hr), read_image(pair.lr)
     height, width = pair.height // scale, pair.width // scale
-    for path, image, size in ((pair.hr, hr, (pair.height, pair.width)), (pair.lr, lr, (height, width))):
+    for path, image, size in (
+        (pair.hr, hr, (pair.height, pair.width)),
+        (pair.lr, lr, (height, width)),
+    ):
         if image.shape[:2] != size:
             raise ValueError(
                 f"{path}: has {image.shape[1]} x {image.shape[0]} pixels, its list says {size[1]} x {size[0]}; "
@@ -144,7 +153,9 @@ def epoch_plan(sizes, crop, patches_per_image, seed, epoch, distinct):
     n = len(sizes)
     random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
     image = _rounds(random, n, patches_per_image, min(distinct, n))
-    top, left = random.integers(0, sizes[image] - crop + 1).T  # the last row and column are reached, too
+    top, left = random.integers(
+        0, sizes[image] - crop + 1
+    ).T  # the last row and column are reached, too
     return Plan(image, top, left, random.integers(0, 8, len(image)))
 
 
@@ -199,13 +210,20 @@ def open_store(pairs, scale=4, folder="data/cache"):
 
 def _store_key(pairs, scale):
     files = [(path, os.stat(path)) for pair in pairs for path in (pair.hr, pair.lr)]
-    content = ["1", scale, pairs, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files]]  # "1": layout
+    content = [
+        "1",
+        scale,
+        pairs,
+        [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files],
+    ]  # "1": layout
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _offsets(pairs, scale):
     """(2n + 1,) int64: where HR and LR of each pair begin in the store, and, last, its size in bytes."""
-    lr_pixels = np.array([(pair.height // scale) * (pair.width // scale) for pair in pairs], dtype=np.int64)
+    lr_pixels = np.array(
+        [(pair.height // scale) * (pair.width // scale) for pair in pairs], dtype=np.int64
+    )
     sizes = np.stack([lr_pixels * scale**2 * 3, lr_pixels * 3], axis=1).ravel()
     return np.concatenate([[0], np.cumsum(sizes)])
 
@@ -216,7 +234,9 @@ def _decode_all(pairs, scale, store, pixels):
     size = int(offsets[-1])
     partial, journal = store / "pixels.partial", store / "journal.txt"
     done = _verified(partial, journal, offsets)
-    missing = int(sum(offsets[2 * i + 2] - offsets[2 * i] for i in range(len(pairs)) if i not in done))
+    missing = int(
+        sum(offsets[2 * i + 2] - offsets[2 * i] for i in range(len(pairs)) if i not in done)
+    )
     free = shutil.disk_usage(store).free
     print(
         f"Decoding {len(pairs)} images once into {store.as_posix()}: {size / 1e9:.2f} GB, of which {missing / 1e9:.2f} to "
@@ -238,16 +258,23 @@ def _decode_all(pairs, scale, store, pixels):
 
     with open(partial, "ab") as file:
         file.truncate(size)  # at its full size from the start: each image has its place
-    with open(journal, "w") as log, ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside Python's lock
+    with (
+        open(journal, "w") as log,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):  # Pillow decodes outside Python's lock
         log.writelines(f"{i} {crc:08x}\n" for i, crc in done.items())
         tasks = [pool.submit(decode, i) for i in range(len(pairs)) if i not in done]
         try:
-            for task in tqdm(as_completed(tasks), "decode", len(pairs), initial=len(done), unit="image"):
+            for task in tqdm(
+                as_completed(tasks), "decode", len(pairs), initial=len(done), unit="image"
+            ):
                 i, crc = task.result()
                 log.write(f"{i} {crc:08x}\n")
                 log.flush()
         finally:
-            pool.shutdown(cancel_futures=True)  # an error or Ctrl-C does not wait for hundreds of images
+            pool.shutdown(
+                cancel_futures=True
+            )  # an error or Ctrl-C does not wait for hundreds of images
     with open(partial, "r+b") as file:
         os.fsync(file.fileno())
     journal.unlink()
@@ -285,22 +312,32 @@ class PatchDataset(Dataset):
     workers keep the epoch that they were started in, so make a new DataLoader after `set_epoch`.
     """
 
-    def __init__(self, list_file, *, crop_size=96, scale=4, patches_per_image=100, seed=0, cache=True):
+    def __init__(
+        self, list_file, *, crop_size=96, scale=4, patches_per_image=100, seed=0, cache=True
+    ):
         self.list_file = Path(list_file)
         self.scale, self.patches_per_image, self.seed = scale, patches_per_image, seed
         self.crop_size = crop_size
         self.batch_size = 0  # set by PatchLoader, see set_epoch
         self.pairs = read_list(list_file)
-        self.lr_sizes = np.array([(pair.height // scale, pair.width // scale) for pair in self.pairs])
+        self.lr_sizes = np.array(
+            [(pair.height // scale, pair.width // scale) for pair in self.pairs]
+        )
         self.offsets = _offsets(self.pairs, scale)
         self.set_epoch(0)  # a crop that does not fit is told before the images are decoded
-        self.store = open_store(self.pairs, scale, "data/cache" if cache is True else cache) if cache else None
+        self.store = (
+            open_store(self.pairs, scale, "data/cache" if cache is True else cache)
+            if cache
+            else None
+        )
         self._pixels = None
 
     def set_epoch(self, epoch):
         """Draw the patches of this epoch (0, 1, ...), at the present `crop_size`."""
         if self.crop_size < self.scale or self.crop_size % self.scale:
-            raise ValueError(f"crop_size must be a positive multiple of {self.scale}, got {self.crop_size}")
+            raise ValueError(
+                f"crop_size must be a positive multiple of {self.scale}, got {self.crop_size}"
+            )
         crop = self.crop_size // self.scale
         too_small = self.lr_sizes.min(axis=1) < crop
         if too_small.any():
@@ -314,7 +351,9 @@ class PatchDataset(Dataset):
         n = len(self.pairs)
         distinct = max(1, n // 2, min(n - 1, 64), self.batch_size if self.batch_size < n else 0)
         self.epoch = epoch
-        self.plan = epoch_plan(self.lr_sizes, crop, self.patches_per_image, self.seed, epoch, distinct)
+        self.plan = epoch_plan(
+            self.lr_sizes, crop, self.patches_per_image, self.seed, epoch, distinct
+        )
 
     def __len__(self):
         return self.patches_per_image * len(self.pairs)
@@ -341,19 +380,33 @@ class PatchDataset(Dataset):
                 patch = patch[:, ::-1] if flip & 1 else patch
                 patch = patch[::-1] if flip & 2 else patch
                 batch[k] = patch.T if flip & 4 else patch
-        return tuple(torch.from_numpy(batch.view(np.uint8).reshape(*batch.shape, 3)) for batch in (lr, hr))
+        return tuple(
+            torch.from_numpy(batch.view(np.uint8).reshape(*batch.shape, 3)) for batch in (lr, hr)
+        )
 
     def image_pair(self, image):
         """(lr, hr) of one image, uint8 (h, w, 3) and (scale h, scale w, 3): views of the store where there is one."""
         if self.store is None:
-            return tuple(np.ascontiguousarray(array) for array in read_pair(self.pairs[image], self.scale))
-        if self._pixels is None:  # opened where it is used: each process maps the file, nothing is copied
+            return tuple(
+                np.ascontiguousarray(array) for array in read_pair(self.pairs[image], self.scale)
+            )
+        if (
+            self._pixels is None
+        ):  # opened where it is used: each process maps the file, nothing is copied
             self._pixels = np.memmap(self.store, dtype=np.uint8, mode="r")
-        (h, w), (hr, lr, end) = self.lr_sizes[image].tolist(), self.offsets[2 * image : 2 * image + 3].tolist()
-        return self._pixels[lr:end].reshape(h, w, 3), self._pixels[hr:lr].reshape(h * self.scale, w * self.scale, 3)
+        (h, w), (hr, lr, end) = (
+            self.lr_sizes[image].tolist(),
+            self.offsets[2 * image : 2 * image + 3].tolist(),
+        )
+        return self._pixels[lr:end].reshape(h, w, 3), self._pixels[hr:lr].reshape(
+            h * self.scale, w * self.scale, 3
+        )
 
     def __getstate__(self):
-        return {**self.__dict__, "_pixels": None}  # pickled for a worker: the path of the pixels, never the pixels
+        return {
+            **self.__dict__,
+            "_pixels": None,
+        }  # pickled for a worker: the path of the pixels, never the pixels
 
 
 def to_float(images):
@@ -385,9 +438,21 @@ class PatchLoader:
     divide.
     """
 
-    def __init__(self, dataset, batch_size, *, device="cpu", num_workers=0, rank=0, world_size=1, resident="auto"):
+    def __init__(
+        self,
+        dataset,
+        batch_size,
+        *,
+        device="cpu",
+        num_workers=0,
+        rank=0,
+        world_size=1,
+        resident="auto",
+    ):
         if batch_size < 1 or batch_size % world_size:
-            raise ValueError(f"batch_size must be a positive multiple of the {world_size} processes, got {batch_size}")
+            raise ValueError(
+                f"batch_size must be a positive multiple of the {world_size} processes, got {batch_size}"
+            )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
         self.dataset, self.batch_size, self.num_workers = dataset, batch_size, num_workers
@@ -402,7 +467,9 @@ class PatchLoader:
         return ceil(self._num_patches() / self.batch_size)
 
     def _num_patches(self):
-        return len(self.dataset) // self.world_size * self.world_size  # every process has equally many
+        return (
+            len(self.dataset) // self.world_size * self.world_size
+        )  # every process has equally many
 
     def epoch(self, epoch, start=0):
         """Iterate over the batches of an epoch (0, 1, ...) from batch `start` on.
@@ -414,7 +481,11 @@ class PatchLoader:
         mine = np.arange(first + self.rank, max(first, self._num_patches()), self.world_size)
         share = self.batch_size // self.world_size
         batches = [mine[k : k + share] for k in range(0, len(mine), share)]
-        return self._resident_batches(batches) if self._pixels is not None else self._loaded_batches(batches)
+        return (
+            self._resident_batches(batches)
+            if self._pixels is not None
+            else self._loaded_batches(batches)
+        )
 
     def _loaded_batches(self, batches):
         cuda = self.device.type == "cuda"
@@ -439,7 +510,11 @@ class PatchLoader:
         fits = size + SPARE_DEVICE_MEMORY <= free
         print(
             f"The images take {size / 1e9:.2f} GB and {self.device} has {free / 1e9:.1f} GB free: "
-            + ("they are kept there." if fits else f"they are loaded from the store, with {self.num_workers} workers.")
+            + (
+                "they are kept there."
+                if fits
+                else f"they are loaded from the store, with {self.num_workers} workers."
+            )
         )
         return fits
 
@@ -468,8 +543,12 @@ class PatchLoader:
             right, down = np.where(transpose, down, right), np.where(transpose, right, down)
             # Uploaded once an epoch: nothing in the loop below waits for the device. 32 bits halve its arithmetic.
             dtype = torch.int32 if len(self._pixels) < 2**31 else torch.int64
-            table = torch.from_numpy(np.stack([start, down, right])[:, chosen]).to(self.device, dtype)
-            sources.append((table[:, :, None, None], torch.arange(side, dtype=dtype, device=self.device)))
+            table = torch.from_numpy(np.stack([start, down, right])[:, chosen]).to(
+                self.device, dtype
+            )
+            sources.append(
+                (table[:, :, None, None], torch.arange(side, dtype=dtype, device=self.device))
+            )
         end = 0
         for batch in batches:
             begin, end = end, end + len(batch)

@@ -59,16 +59,36 @@ def imresize(image, scale, *, kernel="bicubic", antialiasing=True, padding="symm
     antialiasing = bool(antialiasing) and kernel != "nearest"
     if is_tensor and image.device.type == "mps" and not image.is_floating_point():
         # MPS has no float64, without which a sum close to a half could round the other way.
-        return imresize(image.cpu(), scale, kernel=kernel, antialiasing=antialiasing, padding=padding).to(image.device)
+        return imresize(
+            image.cpu(), scale, kernel=kernel, antialiasing=antialiasing, padding=padding
+        ).to(image.device)
 
     # From here on always four dimensions (N, C, H, W) or three (H, W, C).
-    x = image if image.ndim == (4 if is_tensor else 3) else image[None] if is_tensor else image[:, :, None]
-    for axis in sorted((0, 1), key=scales.__getitem__):  # a stable sort: rows stay first when the scales are equal
-        if kernel == "bicubic" and (antialiasing or scales[axis] > 1) and _fast_applies(x, axis, scales[axis]):
+    x = (
+        image
+        if image.ndim == (4 if is_tensor else 3)
+        else image[None]
+        if is_tensor
+        else image[:, :, None]
+    )
+    for axis in sorted(
+        (0, 1), key=scales.__getitem__
+    ):  # a stable sort: rows stay first when the scales are equal
+        if (
+            kernel == "bicubic"
+            and (antialiasing or scales[axis] > 1)
+            and _fast_applies(x, axis, scales[axis])
+        ):
             x = _fast_pass(_to_tensor(x), axis, scales[axis], padding)
         else:
-            taps = _contributions(size[axis], out_size[axis], scales[axis], kernel, antialiasing, padding)
-            x = _tensor_pass(x, axis, *taps) if is_tensor else _array_pass(_to_array(x), axis, *taps)
+            taps = _contributions(
+                size[axis], out_size[axis], scales[axis], kernel, antialiasing, padding
+            )
+            x = (
+                _tensor_pass(x, axis, *taps)
+                if is_tensor
+                else _array_pass(_to_array(x), axis, *taps)
+            )
     if is_tensor:
         return x if image.ndim == 4 else x[0]
     return _to_array(x) if image.ndim == 3 else _to_array(x)[:, :, 0]
@@ -79,18 +99,32 @@ def _check_image(image, is_tensor):
     types = ["uint8", "uint16", "float16", "float32", "float64"]
     if is_tensor:
         types.append("bfloat16")
-        given, shapes, dims = str(image.dtype).removeprefix("torch."), "(C, H, W) and (N, C, H, W)", (3, 4)
+        given, shapes, dims = (
+            str(image.dtype).removeprefix("torch."),
+            "(C, H, W) and (N, C, H, W)",
+            (3, 4),
+        )
     elif isinstance(image, np.ndarray):
         given, shapes, dims = image.dtype.name, "(H, W) and (H, W, C)", (2, 3)
     else:
-        raise TypeError(f"image is a {type(image).__name__}; accepted are NumPy arrays and PyTorch tensors")
+        raise TypeError(
+            f"image is a {type(image).__name__}; accepted are NumPy arrays and PyTorch tensors"
+        )
     if given not in types:
         raise TypeError(f"image is of type {given}; accepted are {', '.join(types)}")
     if image.ndim not in dims or 0 in image.shape:
-        raise ValueError(f"image has shape {tuple(image.shape)}; accepted are {shapes}, none of them 0")
+        raise ValueError(
+            f"image has shape {tuple(image.shape)}; accepted are {shapes}, none of them 0"
+        )
     # The extremes are NaN if any value is, and need no array of truth values as large as the image.
-    if not is_tensor and image.dtype.kind == "f" and not (math.isfinite(image.min()) and math.isfinite(image.max())):
-        raise ValueError("image holds NaN or infinite values, which would spread; accepted are finite values")
+    if (
+        not is_tensor
+        and image.dtype.kind == "f"
+        and not (math.isfinite(image.min()) and math.isfinite(image.max()))
+    ):
+        raise ValueError(
+            "image holds NaN or infinite values, which would spread; accepted are finite values"
+        )
 
 
 def _scales_and_size(scale, size):
@@ -101,7 +135,9 @@ def _scales_and_size(scale, size):
         if not (math.isfinite(scale) and scale > 0):
             raise ValueError(f"scale is {scale}; {accepted}")
         return (scale, scale), tuple(math.ceil(scale * n) for n in size)
-    if not isinstance(scale, (tuple, list)) or not all(isinstance(n, numbers.Integral) for n in scale):
+    if not isinstance(scale, (tuple, list)) or not all(
+        isinstance(n, numbers.Integral) for n in scale
+    ):
         raise TypeError(f"scale is {scale!r}; {accepted}")
     if len(scale) != 2 or min(scale) < 1:
         raise ValueError(f"scale is {scale!r}; {accepted}")
@@ -147,7 +183,9 @@ def _contributions(length, out_length, scale, kernel, antialiasing, padding):
     shrink = min(scale, 1.0) if antialiasing else 1.0
     width /= shrink
     if width * out_length > 2**27:
-        raise ValueError(f"scale {scale:g} is too small: each output pixel would take {width:.0f} input pixels")
+        raise ValueError(
+            f"scale {scale:g} is too small: each output pixel would take {width:.0f} input pixels"
+        )
     centre = np.arange(1, out_length + 1) / scale + 0.5 * (1 - 1 / scale)
     index = np.floor(centre - width / 2) + np.arange(math.ceil(width) + 2)[:, None]
     weights = shrink * function(shrink * (centre - index))
@@ -168,9 +206,13 @@ def _array_pass(x, axis, weights, index):
         source = x if axis == 0 else np.ascontiguousarray(x[strip].transpose(1, 2, 0))
         taps = (weights[:, strip], index[:, strip]) if axis == 0 else (weights, index)
         total = 0
-        for w, i in zip(*taps, strict=True):  # term after term: no library's order of summation decides a tie
+        for w, i in zip(
+            *taps, strict=True
+        ):  # term after term: no library's order of summation decides a tie
             total += w[:, None, None] * source[i]
-        if x.dtype.kind == "u":  # rule 7; what is negative saturates to 0 whichever way it is rounded
+        if (
+            x.dtype.kind == "u"
+        ):  # rule 7; what is negative saturates to 0 whichever way it is rounded
             total = np.clip(np.floor(total + 0.5), 0, np.iinfo(x.dtype).max)
         out[strip] = total if axis == 0 else total.transpose(2, 0, 1)
     return out
@@ -204,7 +246,14 @@ def _tensor_pass(x, axis, weights, index):
 # n/4096, n/256, n/128 and n/1024, which are held exactly, or n/81 (16 digits) and n/27 (14): there sums are at least
 # 1/162 and 1/54 away from a half, and the errors at most 0.0052 and 0.0156. So one dimension at a time comes out exact
 # but for the border, beyond which PyTorch sees nothing: what lies there is attached.
-_FAST = {1 / 4: (4, 1), 1 / 3: (3, 1), 1 / 2: (2, 1), 2.0: (1, 2), 3.0: (1, 3), 4.0: (1, 4)}  # pixels in, out: a unit
+_FAST = {
+    1 / 4: (4, 1),
+    1 / 3: (3, 1),
+    1 / 2: (2, 1),
+    2.0: (1, 2),
+    3.0: (1, 3),
+    4.0: (1, 4),
+}  # pixels in, out: a unit
 _SMALL = 2**21  # bytes
 
 
@@ -227,8 +276,15 @@ def _fast_is_exact(scale, channels, channels_last):
     How PyTorch rounds is not documented, and each kind of processor has its own routine: where one works otherwise (or
     PyTorch is missing, or too old for it), the general path gives the right values.
     """
-    for n, axis in itertools.product((96, 94, 5), (0, 1)):  # PyTorch has several routines, for some lengths each
-        noise = np.random.default_rng(0).integers(-128, 384, (n, n, channels)).clip(0, 255).astype(np.uint8)
+    for n, axis in itertools.product(
+        (96, 94, 5), (0, 1)
+    ):  # PyTorch has several routines, for some lengths each
+        noise = (
+            np.random.default_rng(0)
+            .integers(-128, 384, (n, n, channels))
+            .clip(0, 255)
+            .astype(np.uint8)
+        )
         taps = _contributions(n, math.ceil(n * scale), scale, "bicubic", True, "symmetric")
         try:
             x = _to_tensor(noise) if channels_last else _to_tensor(noise).contiguous()
@@ -249,7 +305,11 @@ def _to_tensor(x):
     x = np.ascontiguousarray(x)
     if not x.flags.writeable:
         # Pillow's arrays are read-only, of which PyTorch warns. Nothing here writes, so a writable view does no harm.
-        x = np.asarray(SimpleNamespace(__array_interface__=x.__array_interface__ | {"data": (x.ctypes.data, False)}))
+        x = np.asarray(
+            SimpleNamespace(
+                __array_interface__=x.__array_interface__ | {"data": (x.ctypes.data, False)}
+            )
+        )
     return torch.from_numpy(x)[None].permute(0, 3, 1, 2)
 
 
@@ -268,17 +328,25 @@ def _fast_pass(x, axis, scale, padding):
     order = torch.channels_last if x.stride(1) == 1 and x.shape[1] > 1 else torch.contiguous_format
     x = x.contiguous(memory_format=order)
     # A unit comes out right with two others on either side.
-    if x.numel() <= _SMALL or units < 3 or x.shape[5 - dim] == 1:  # small: two more are attached to each border
+    if (
+        x.numel() <= _SMALL or units < 3 or x.shape[5 - dim] == 1
+    ):  # small: two more are attached to each border
         before, after = (-2 * step_in, 0), (length, (units + 2) * step_in)
         x = torch.cat([_take(x, dim, padding, before), x, _take(x, dim, padding, after)], dim)
-        out = _interpolate(x, dim, (units + 4) * step_out).narrow(dim, 2 * step_out, units * step_out)
+        out = _interpolate(x, dim, (units + 4) * step_out).narrow(
+            dim, 2 * step_out, units * step_out
+        )
         return out.contiguous(memory_format=order)
-    if length % step_in:  # the unit that sticks out would have to be attached to a copy: instead, small strips
+    if (
+        length % step_in
+    ):  # the unit that sticks out would have to be attached to a copy: instead, small strips
         shape = list(x.shape)
         shape[dim] = units * step_out
         out = torch.empty(shape, dtype=x.dtype, memory_format=order)
         strips = min(-(-x.numel() // _SMALL), x.shape[5 - dim])
-        for source, goal in zip(x.tensor_split(strips, 5 - dim), out.tensor_split(strips, 5 - dim), strict=True):
+        for source, goal in zip(
+            x.tensor_split(strips, 5 - dim), out.tensor_split(strips, 5 - dim), strict=True
+        ):
             goal.copy_(_fast_pass(source, axis, scale, padding))
         return out
     # Large: no second copy of the image. The three outer units of each border come from strips of seven.
@@ -286,7 +354,9 @@ def _fast_pass(x, axis, scale, padding):
     first, last = (-2 * step_in, 5 * step_in), ((units - 5) * step_in, (units + 2) * step_in)
     strips = _interpolate(_take(x, dim, padding, first, last), dim, 14 * step_out)
     out.narrow(dim, 0, 3 * step_out).copy_(strips.narrow(dim, 2 * step_out, 3 * step_out))
-    out.narrow(dim, (units - 3) * step_out, 3 * step_out).copy_(strips.narrow(dim, 9 * step_out, 3 * step_out))
+    out.narrow(dim, (units - 3) * step_out, 3 * step_out).copy_(
+        strips.narrow(dim, 9 * step_out, 3 * step_out)
+    )
     return out
 
 
@@ -302,7 +372,9 @@ def _take(x, dim, padding, *ranges):
 def _range_index(length, padding, ranges):
     import torch
 
-    return torch.from_numpy(_inside(np.concatenate([np.arange(*r) for r in ranges]), length, padding))
+    return torch.from_numpy(
+        _inside(np.concatenate([np.arange(*r) for r in ranges]), length, padding)
+    )
 
 
 def _interpolate(x, dim, out_length):

@@ -29,7 +29,9 @@ def content_loss(name, vgg_weights=None, device="cpu", vgg_pooling="max"):
     if name == "mse":
         return mse, None
     if not (name.startswith("vgg") and name[3:].isdigit() and len(name) == 5):
-        raise ValueError(f'content_loss is "mse" or "vgg" with i and j, such as "vgg54" or "vgg22"; not {name!r}')
+        raise ValueError(
+            f'content_loss is "mse" or "vgg" with i and j, such as "vgg54" or "vgg22"; not {name!r}'
+        )
     features = VGGFeatures(int(name[3]), int(name[4]), vgg_weights, vgg_pooling).to(
         device, memory_format=torch.channels_last
     )
@@ -63,11 +65,17 @@ def content_weight(weight, name, source):
     weight: a number: itself; None: the one of `CONTENT_WEIGHTS` that fits; "paper": `PAPER_CONTENT_WEIGHT`, and 1 for "mse".
     """
     if weight is None:
-        return CONTENT_WEIGHTS["mse"] if name == "mse" else CONTENT_WEIGHTS.get(source, CONTENT_WEIGHTS["other"])
+        return (
+            CONTENT_WEIGHTS["mse"]
+            if name == "mse"
+            else CONTENT_WEIGHTS.get(source, CONTENT_WEIGHTS["other"])
+        )
     if weight == "paper":
         return 1.0 if name == "mse" else PAPER_CONTENT_WEIGHT
     if isinstance(weight, str):
-        raise ValueError(f'content_weight is a number, "paper", or None for one that fits; not {weight!r}')
+        raise ValueError(
+            f'content_weight is a number, "paper", or None for one that fits; not {weight!r}'
+        )
     return weight
 
 

@@ -24,14 +24,18 @@ BLOB_LEVELS = 8
 # of +-1/4 level gives 3.6, one of +-1/2 gives 10, one of +-1, which is seen, 64; over structure it is less.
 CHECKERBOARD = 2
 CHECKERBOARD_WINDOW = (16, 64)  # rows, columns
-NOISE = 0.5  # standard deviation, in levels, below which nothing is seen: what is weaker does not count
+NOISE = (
+    0.5  # standard deviation, in levels, below which nothing is seen: what is weaker does not count
+)
 
 
 def rgb_to_y(image):
     """Luma of ITU-R BT.601 as MATLAB's rgb2ycbcr defines it: uint8 RGB (H, W, 3) -> float64 (H, W) in [16, 235], not rounded."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         got = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(f"expected a uint8 array, got {got}; utils.to_array converts and rounds a tensor")
+        raise TypeError(
+            f"expected a uint8 array, got {got}; utils.to_array converts and rounds a tensor"
+        )
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"expected an RGB image of shape (H, W, 3), got {image.shape}")
     return 16 + image @ np.array([65.481, 128.553, 24.966]) / 255
@@ -60,7 +64,11 @@ def psnr(sr, hr, border=4):
     """
     y_sr, y_hr = _shaved_luma(sr, hr, border, smallest=1)
     mean_squared_error = np.mean((y_sr - y_hr) ** 2)
-    return float("inf") if mean_squared_error == 0 else float(10 * np.log10(255**2 / mean_squared_error))
+    return (
+        float("inf")
+        if mean_squared_error == 0
+        else float(10 * np.log10(255**2 / mean_squared_error))
+    )
 
 
 def ssim(sr, hr, border=4):
@@ -71,7 +79,14 @@ def ssim(sr, hr, border=4):
     """
     y_sr, y_hr = _shaved_luma(sr, hr, border, smallest=SSIM_WINDOW)
     return float(
-        structural_similarity(y_sr, y_hr, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+        structural_similarity(
+            y_sr,
+            y_hr,
+            data_range=255,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
     )
 
 
@@ -83,7 +98,9 @@ def artifact_map(sr, lr):
     between the LR pixels does not count: their mean has to stay. Raises ValueError for other sizes.
     """
     if sr.shape != (4 * lr.shape[0], 4 * lr.shape[1], 3):
-        raise ValueError(f"sr is {sr.shape} and lr is {lr.shape}; sr has to be 4 times as high and wide")
+        raise ValueError(
+            f"sr is {sr.shape} and lr is {lr.shape}; sr has to be 4 times as high and wide"
+        )
     deviation = imresize(sr.astype(np.float32), 1 / 4) - lr
     deviation -= np.median(deviation, axis=(0, 1))
     means = uniform_filter(deviation, (BLOB_WINDOW, BLOB_WINDOW, 0), mode="nearest")
@@ -127,14 +144,18 @@ def checkerboard(sr):
     for image in (luma, luma.T):
         logs = []
         for top in range(0, len(image) - rows + 1, rows // 2):
-            strip = np.lib.stride_tricks.sliding_window_view(image[top : top + rows], length, axis=1)[:, :: length // 2]
+            strip = np.lib.stride_tricks.sliding_window_view(
+                image[top : top + rows], length, axis=1
+            )[:, :: length // 2]
             strip = (strip - strip.mean(axis=2, keepdims=True)) * taper
             power = (np.abs(np.fft.rfft(strip)) ** 2).mean(axis=0)
             logs.append(np.log(power + NOISE**2 * (taper**2).sum()))
         spectrum = np.concatenate(logs).mean(axis=0)  # of frequencies 0, 1/64, ..., 1/2
         fourth, half = length // 4, length // 2
         # Two bins away, because the taper spreads a frequency over its neighbours. Nothing lies above 1/2.
-        ratios.append(spectrum[fourth] - spectrum[[fourth + k for k in (-5, -4, -3, 3, 4, 5)]].mean())
+        ratios.append(
+            spectrum[fourth] - spectrum[[fourth + k for k in (-5, -4, -3, 3, 4, 5)]].mean()
+        )
         ratios.append(spectrum[half] - spectrum[[half - k for k in (3, 4, 5)]].mean())
     return float(np.exp(max(ratios)))
 
@@ -150,7 +171,9 @@ def evaluate(upscale, pairs, progress=True, extra=None):
         sr = upscale(lr)
         try:
             row = {"name": name, "psnr": psnr(sr, hr), "ssim": ssim(sr, hr)}
-            rows.append(row | {column: score(lr, sr, hr) for column, score in (extra or {}).items()})
+            rows.append(
+                row | {column: score(lr, sr, hr) for column, score in (extra or {}).items()}
+            )
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
     if not rows:
@@ -168,14 +191,19 @@ def lpips_or_reason(device="cpu"):
         import torch
 
         network = lpips.LPIPS(net="alex", verbose=False).to(device).eval()
-    except Exception as error:  # no library, a torchvision that does not fit the installed torch, no network
+    except (
+        Exception
+    ) as error:  # no library, a torchvision that does not fit the installed torch, no network
         return (
             f"LPIPS is left out ({type(error).__name__}: {error}). It needs `pip install lpips`, a torchvision that fits the "
             "installed torch, and, once, a network: torchvision downloads AlexNet's weights (233 MB)."
         )
 
     def distance(sr, hr):
-        pair = (torch.from_numpy(image).to(device).permute(2, 0, 1)[None] / 127.5 - 1 for image in (sr, hr))
+        pair = (
+            torch.from_numpy(image).to(device).permute(2, 0, 1)[None] / 127.5 - 1
+            for image in (sr, hr)
+        )
         with torch.inference_mode():
             return float(network(*pair))
 
@@ -186,4 +214,6 @@ def mean(rows):
     """The mean over images of what `evaluate` returned: {"name": "mean", "psnr", "ssim"}. Never the PSNR of a mean error."""
     if not rows:
         raise ValueError("no rows to average")
-    return {"name": "mean"} | {key: sum(row[key] for row in rows) / len(rows) for key in ("psnr", "ssim")}
+    return {"name": "mean"} | {
+        key: sum(row[key] for row in rows) / len(rows) for key in ("psnr", "ssim")
+    }

@@ -42,7 +42,9 @@ class ResidualBlock(nn.Module):
 
 def sub_pixel_block(channels):
     """Twice the height and width: k3n256s1, PixelShuffle x2, PReLU (figure 4; Shi et al. 2016)."""
-    return nn.Sequential(nn.Conv2d(channels, 4 * channels, 3, padding=1), nn.PixelShuffle(2), nn.PReLU())
+    return nn.Sequential(
+        nn.Conv2d(channels, 4 * channels, 3, padding=1), nn.PixelShuffle(2), nn.PReLU()
+    )
 
 
 class SRResNet(nn.Module):
@@ -69,7 +71,8 @@ class SRResNet(nn.Module):
         self.head = nn.Sequential(nn.Conv2d(3, num_channels, 9, padding=4), nn.PReLU())  # k9n64s1
         self.blocks = nn.Sequential(*[ResidualBlock(num_channels) for _ in range(num_blocks)])
         self.after_blocks = nn.Sequential(
-            nn.Conv2d(num_channels, num_channels, 3, padding=1, bias=False), nn.BatchNorm2d(num_channels)
+            nn.Conv2d(num_channels, num_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(num_channels),
         )
         self.upsample = nn.Sequential(sub_pixel_block(num_channels), sub_pixel_block(num_channels))
         self.tail = nn.Conv2d(num_channels, 3, 9, padding=4)  # k9n3s1
@@ -89,7 +92,9 @@ class SRResNet(nn.Module):
     def enlarge(self, features):
         """Feature maps (N, C, h, w) -> SR (N, 3, 4h, 4w), nominally in [0, 1]."""
         first, (conv, _, prelu) = self.upsample
-        features = prelu(conv(first(features)))  # (N, 4C, 2h, 2w): the second sub-pixel block without its shuffle
+        features = prelu(
+            conv(first(features))
+        )  # (N, 4C, 2h, 2w): the second sub-pixel block without its shuffle
         sr = convolve_shuffled(features, self.tail)  # (N, 3, 4h, 4w) in [-1, 1]
         return (sr + 1) / 2
 
@@ -110,7 +115,10 @@ def convolve_shuffled(x, conv):
     taps = (side + 1) // 2  # on the coarse grid
     # Output sub-pixel (p, q) sees the fine kernel p rows and q columns further on; a row or column of zeros fills up.
     # `cat` and `stack`, because the ONNX exporter can work those out beforehand, unlike `pad` and `repeat_interleave`.
-    row, column = weight.new_zeros(out_channels, in_channels, 1, side), weight.new_zeros(*weight.shape[:2], side + 1, 1)
+    row, column = (
+        weight.new_zeros(out_channels, in_channels, 1, side),
+        weight.new_zeros(*weight.shape[:2], side + 1, 1),
+    )
     moved = [torch.cat(pair, 2) for pair in ((weight, row), (row, weight))]
     phases = [torch.cat(pair, 3) for rows in moved for pair in ((rows, column), (column, rows))]
     weight = torch.stack(phases, 1).reshape(out_channels * 4, in_channels, taps, 2, taps, 2)
@@ -146,7 +154,9 @@ def init_as_interpolator(generator):
     nn.init.zeros_(generator.after_blocks[1].weight)
 
     for conv, _, _ in generator.upsample:
-        conv.weight.copy_(conv.weight[::4].repeat_interleave(4, dim=0))  # PixelShuffle: map c is filters 4c .. 4c+3
+        conv.weight.copy_(
+            conv.weight[::4].repeat_interleave(4, dim=0)
+        )  # PixelShuffle: map c is filters 4c .. 4c+3
         conv.bias.copy_(conv.bias[::4].repeat_interleave(4, dim=0))
         conv.weight[:12] = 0
         conv.bias[:12] = 0
@@ -157,7 +167,9 @@ def init_as_interpolator(generator):
     nn.init.normal_(generator.tail.weight, std=1e-3)
     generator.tail.weight[:, :3] = 0
     for c in rgb:
-        generator.tail.weight[c, c, 2:7, 2:7] = 2 * torch.outer(tap, tap)  # [0, 1] -> [-1, 1]: times 2, minus 1
+        generator.tail.weight[c, c, 2:7, 2:7] = 2 * torch.outer(
+            tap, tap
+        )  # [0, 1] -> [-1, 1]: times 2, minus 1
     generator.tail.bias.fill_(-1)
 
 
@@ -202,7 +214,13 @@ class Discriminator(nn.Module):
 
 # --- VGG19 features --------------------------------------------------------------------------------------------------
 
-VGG19_CONVOLUTIONS = [(64, 2), (128, 2), (256, 4), (512, 4), (512, 4)]  # (width, how many) before each max-pooling
+VGG19_CONVOLUTIONS = [
+    (64, 2),
+    (128, 2),
+    (256, 4),
+    (512, 4),
+    (512, 4),
+]  # (width, how many) before each max-pooling
 VGG_FOLDER = Path("checkpoints")  # where a weights file of one's own is looked for: vgg19*.pth
 
 
@@ -233,7 +251,9 @@ class VGGFeatures(nn.Module):
         if pooling not in ("max", "avg"):
             raise ValueError(f'pooling is "max" or "avg", not {pooling!r}')
         if not (1 <= i <= 5 and 1 <= j <= VGG19_CONVOLUTIONS[i - 1][1]):
-            counts = ", ".join(f"phi_{k}1..{k}{n}" for k, (_, n) in enumerate(VGG19_CONVOLUTIONS, start=1))
+            counts = ", ".join(
+                f"phi_{k}1..{k}{n}" for k, (_, n) in enumerate(VGG19_CONVOLUTIONS, start=1)
+            )
             raise ValueError(f"VGG19 has no phi_{i}{j}; it has {counts}")
         layers, previous = [], 3
         for block, (width, count) in enumerate(VGG19_CONVOLUTIONS[:i], start=1):
@@ -257,7 +277,11 @@ class VGGFeatures(nn.Module):
     def _load(self, weights, name):
         wanted = [f"features.{key}" for key in self.features.state_dict()]
         if weights is None:
-            own = [path for path in sorted(VGG_FOLDER.glob("vgg19*.pth")) if set(wanted) <= set(_read_weights(path))]
+            own = [
+                path
+                for path in sorted(VGG_FOLDER.glob("vgg19*.pth"))
+                if set(wanted) <= set(_read_weights(path))
+            ]
             weights = own[0] if own else "torchvision"
         state = _torchvision_weights() if weights == "torchvision" else _read_weights(weights)
         missing = [key for key in wanted if key not in state]
@@ -285,8 +309,12 @@ def _torchvision_weights():
         from torchvision.models import VGG19_Weights  # here, not above: only this needs torchvision
 
         return VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-    except Exception as error:  # no network, no disk, or a torchvision that does not fit the installed torch
-        raise FileNotFoundError(f"torchvision's VGG19 weights cannot be had ({error}). {_VGG_HELP}") from error
+    except (
+        Exception
+    ) as error:  # no network, no disk, or a torchvision that does not fit the installed torch
+        raise FileNotFoundError(
+            f"torchvision's VGG19 weights cannot be had ({error}). {_VGG_HELP}"
+        ) from error
 
 
 _VGG_HELP = (
@@ -321,7 +349,9 @@ def interpolate(generator_a, generator_b, alpha, batches=None):
         raise ValueError(f"alpha is 0 (the first generator) to 1 (the second), not {alpha}")
     one, other = _architecture(generator_a), _architecture(generator_b)
     if one != other:
-        raise ValueError(f"only generators of one architecture can be mixed, these are {one} and {other}")
+        raise ValueError(
+            f"only generators of one architecture can be mixed, these are {one} and {other}"
+        )
     mixture = copy.deepcopy(generator_a).eval()
     theirs = generator_b.state_dict()
     for key, value in mixture.state_dict().items():  # the tensors themselves: written in place
@@ -329,7 +359,10 @@ def interpolate(generator_a, generator_b, alpha, batches=None):
             value.lerp_(theirs[key].to(value), alpha)
         elif alpha > 0.5:
             value.copy_(theirs[key])  # batches counted
-    infos = {name: getattr(generator, "info", {}) for name, generator in (("a", generator_a), ("b", generator_b))}
+    infos = {
+        name: getattr(generator, "info", {})
+        for name, generator in (("a", generator_a), ("b", generator_b))
+    }
     mixture.info = {"alpha": alpha, **infos}
     return mixture if batches is None else reestimate_batch_norm(mixture, batches)
 
@@ -364,7 +397,9 @@ def reestimate_batch_norm(generator, batches):
         generator.train()
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # PyTorch's word for a plain average over all batches since the reset
+            norm.momentum = (
+                None  # PyTorch's word for a plain average over all batches since the reset
+            )
         for lr in itertools.chain([first], batches):
             generator(lr.to(some_weight))  # device and type
     finally:
@@ -392,7 +427,9 @@ def save_generator(path, generator, **info):
 
     architecture, training = json.dumps(_architecture(generator)), json.dumps(info)
     metadata = {"format": "srgan-generator", "architecture": architecture, "training": training}
-    state = {key: value.detach().cpu().contiguous() for key, value in generator.state_dict().items()}
+    state = {
+        key: value.detach().cpu().contiguous() for key, value in generator.state_dict().items()
+    }
     with atomic_path(path) as part:
         part.write_bytes(save(state, metadata))
 
@@ -425,13 +462,17 @@ def load_generator(path, device="cpu"):
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is no dict)
     except Exception as error:
-        raise ValueError(f"{path} is damaged or no .safetensors file ({error}): {way_out}") from error
+        raise ValueError(
+            f"{path} is damaged or no .safetensors file ({error}): {way_out}"
+        ) from error
     if metadata.get("format") != "srgan-generator":
         raise ValueError(f"{path} is a .safetensors file, but not of a generator: {way_out}")
     generator = SRResNet(**json.loads(metadata["architecture"]))
     try:
         generator.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"{path} holds the weights of another architecture ({error}): {way_out}") from error
+        raise ValueError(
+            f"{path} holds the weights of another architecture ({error}): {way_out}"
+        ) from error
     generator.info = json.loads(metadata["training"])
     return generator.to(device, memory_format=torch.channels_last).eval()

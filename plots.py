@@ -35,23 +35,37 @@ PANELS = [
 def plot_history(history, title=""):
     """Curves of a `Solver.history` over its steps, one panel for each kind of quantity there is, as a matplotlib figure."""
     rows = history["train"] + history["valid"]
-    panels = [(name, [c for c in columns if any(c in row for row in rows)], log) for name, columns, log in PANELS]
+    panels = [
+        (name, [c for c in columns if any(c in row for row in rows)], log)
+        for name, columns, log in PANELS
+    ]
     panels = [panel for panel in panels if panel[1]]
     across = max(1, min(3, len(panels)))
     down = max(1, math.ceil(len(panels) / across))
-    figure = Figure(figsize=(4.6 * across, 3.2 * down), layout="constrained")  # not pyplot's: no windows, no state
+    figure = Figure(
+        figsize=(4.6 * across, 3.2 * down), layout="constrained"
+    )  # not pyplot's: no windows, no state
     figure.suptitle(title)
     for k, (name, columns, log) in enumerate(panels):
         axes = figure.add_subplot(down, across, k + 1)
         for column in columns:
-            steps, values = np.array([(row["step"], row[column]) for row in rows if column in row]).T
+            steps, values = np.array(
+                [(row["step"], row[column]) for row in rows if column in row]
+            ).T
             line = axes.plot(
-                steps, values, alpha=0.3 if len(values) > 50 else 1, marker="." if len(values) < 50 else ""
+                steps,
+                values,
+                alpha=0.3 if len(values) > 50 else 1,
+                marker="." if len(values) < 50 else "",
             )[0]
-            if len(values) > 50:  # a running mean over a twentieth of the run, so that the eye sees the trend
+            if (
+                len(values) > 50
+            ):  # a running mean over a twentieth of the run, so that the eye sees the trend
                 window = len(values) // 20
                 smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-                axes.plot(steps[window // 2 : window // 2 + len(smooth)], smooth, color=line.get_color())
+                axes.plot(
+                    steps[window // 2 : window // 2 + len(smooth)], smooth, color=line.get_color()
+                )
             axes.lines[-1].set_label(column)
         axes.set(title=name, xlabel="step", yscale="log" if log else "linear")
         axes.title.set_fontsize(9)
@@ -107,7 +121,9 @@ class LiveView:
         self.curves = self.samples = None  # places in the notebook's output; made when first needed
 
     def __call__(self, solver):
-        figure = plot_history(solver.history, f"{solver.folder.name}: epoch {solver.epoch}, step {solver.step}")
+        figure = plot_history(
+            solver.history, f"{solver.folder.name}: epoch {solver.epoch}, step {solver.step}"
+        )
         self.curves = _show(as_png(figure), self.curves)
         if solver.epoch != self.epoch and solver.step % len(solver.loader) == 0:
             self.epoch = solver.epoch
@@ -120,10 +136,14 @@ class LiveView:
     def sheet(self, solver):
         """The samples as they are now, one row for each image."""
         rows = [
-            compare({"bicubic": imresize(lr, 4), f"epoch {solver.epoch}": solver.upscale(lr), "HR": hr})
+            compare(
+                {"bicubic": imresize(lr, 4), f"epoch {solver.epoch}": solver.upscale(lr), "HR": hr}
+            )
             for lr, hr in self.crops
         ]
-        sheet = PillowImage.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+        sheet = PillowImage.new(
+            "RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white"
+        )
         for k, row in enumerate(rows):
             sheet.paste(row, (0, sum(above.height for above in rows[:k])))
         return sheet
@@ -133,7 +153,9 @@ def _middle(lr, hr, size):
     """The middle of a pair: (lr, hr), at most size x size HR pixels."""
     h, w = (min(size // 4, side) for side in lr.shape[:2])
     top, left = (lr.shape[0] - h) // 2, (lr.shape[1] - w) // 2
-    return lr[top : top + h, left : left + w], hr[4 * top : 4 * (top + h), 4 * left : 4 * (left + w)]
+    return lr[top : top + h, left : left + w], hr[
+        4 * top : 4 * (top + h), 4 * left : 4 * (left + w)
+    ]
 
 
 def _show(picture, place):

@@ -24,20 +24,43 @@ import accelerate
 import torch
 from tqdm import tqdm
 
-import states
 from datasets import PairDataset, PatchDataset, PatchLoader
 from losses import bce, content_loss, content_weight, health, mse
 from metrics import evaluate, mean
 from models import Discriminator, SRResNet, reestimate_batch_norm, save_generator
-from optimizers import Muon
-from processes import deferred_signals, ignore_ended_children, on_first_process, share_batch_norm
-from utils import can_compile, computes_in_bf16, device_name, keep_freed_memory, seed_everything, to_array, to_tensor
+from tools import checkpoints as states
+from tools.distributed import (
+    deferred_signals,
+    ignore_ended_children,
+    on_first_process,
+    share_batch_norm,
+)
+from tools.muon import Muon
+from utils import (
+    can_compile,
+    computes_in_bf16,
+    device_name,
+    keep_freed_memory,
+    seed_everything,
+    to_array,
+    to_tensor,
+)
 
 # Settings that change how a run is kept or shown, not what it computes: they may differ when it goes on.
-BOOKKEEPING = {"num_workers", "log_every", "checkpoint_minutes", "keep_last", "keep_every", "tensorboard"}
+BOOKKEEPING = {
+    "num_workers",
+    "log_every",
+    "checkpoint_minutes",
+    "keep_last",
+    "keep_every",
+    "tensorboard",
+}
 BOOKKEEPING.add("batch_norm_batches")  # of the generator for use, not of what is trained
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": None}
-OPTIMIZERS = {"adam": lambda network, **how: torch.optim.Adam(network.parameters(), **how), "muon": Muon}
+OPTIMIZERS = {
+    "adam": lambda network, **how: torch.optim.Adam(network.parameters(), **how),
+    "muon": Muon,
+}
 SCHEDULES = {  # factor of the learning rate where a part (0 to 1) of the training is done
     "constant": lambda done: 1.0,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),  # to zero
@@ -91,11 +114,19 @@ class Solver:
     def __init__(self, networks, dataset, config, folder, valid_pairs=None):
         unknown = set(config) - set(self.DEFAULTS)
         if unknown:
-            raise ValueError(f"{type(self).__name__} has no setting {sorted(unknown)}; it has {sorted(self.DEFAULTS)}")
+            raise ValueError(
+                f"{type(self).__name__} has no setting {sorted(unknown)}; it has {sorted(self.DEFAULTS)}"
+            )
         self.config = {**self.DEFAULTS, **config}
-        for name, choices in (("schedule", SCHEDULES), ("mixed_precision", PRECISIONS), ("optimizer", OPTIMIZERS)):
+        for name, choices in (
+            ("schedule", SCHEDULES),
+            ("mixed_precision", PRECISIONS),
+            ("optimizer", OPTIMIZERS),
+        ):
             if self.config[name] not in choices:
-                raise ValueError(f"{name} is one of {', '.join(choices)}; not {self.config[name]!r}")
+                raise ValueError(
+                    f"{name} is one of {', '.join(choices)}; not {self.config[name]!r}"
+                )
         self.folder, self.valid_pairs, self.dataset = Path(folder), valid_pairs, dataset
 
         # Accelerate allows one mixed precision per process, and a notebook may hold two solvers: so the loop has its own.
@@ -109,10 +140,14 @@ class Solver:
         precision = self.config["mixed_precision"]
         if precision == "auto":
             precision = "bf16" if computes_in_bf16(self.device) else "no"
-        self.autocast = torch.autocast(self.device.type, PRECISIONS[precision], enabled=precision != "no")
+        self.autocast = torch.autocast(
+            self.device.type, PRECISIONS[precision], enabled=precision != "no"
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
-        self.ema = copy.deepcopy(networks["generator"]).to(self.device, memory_format=torch.channels_last)
+        self.ema = copy.deepcopy(networks["generator"]).to(
+            self.device, memory_format=torch.channels_last
+        )
         self.ema.eval().requires_grad_(False)
         self.networks, self.optimizers = {}, {}
         for name, network in networks.items():
@@ -132,7 +167,9 @@ class Solver:
 
         mine = dict(rank=self.accelerator.process_index, world_size=self.accelerator.num_processes)
         workers = self.config["num_workers"]
-        self.loader = PatchLoader(dataset, self.config["batch_size"], device=self.device, num_workers=workers, **mine)
+        self.loader = PatchLoader(
+            dataset, self.config["batch_size"], device=self.device, num_workers=workers, **mine
+        )
         self.epoch = self.batch = self.step = 0
         self.seconds = 0.0
         self.learning_rate_scale = 1.0  # halved by `retry`
@@ -155,8 +192,12 @@ class Solver:
     def update(self, name, loss):
         """One optimizer step of network `name` down the gradient of `loss`."""
         self.optimizers[name].zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, enabled=False):  # each backward runs as its forward did
-            self.scaler.scale(loss).backward()  # keeps fp16's small gradients from vanishing; without fp16 it is idle
+        with torch.autocast(
+            self.device.type, enabled=False
+        ):  # each backward runs as its forward did
+            self.scaler.scale(
+                loss
+            ).backward()  # keeps fp16's small gradients from vanishing; without fp16 it is idle
         self.scaler.step(self.optimizers[name])
         self.scaler.update()
         torch.clear_autocast_cache()  # it holds the weights from before
@@ -199,7 +240,11 @@ class Solver:
 
     def _train_epoch(self, stop, num_epochs, callback):
         saved = shown = clock = time.monotonic()
-        title, total, quiet = f"epoch {self.epoch + 1}/{num_epochs}", len(self.loader), not self.is_main
+        title, total, quiet = (
+            f"epoch {self.epoch + 1}/{num_epochs}",
+            len(self.loader),
+            not self.is_main,
+        )
         look = dict(unit="step", mininterval=2, file=sys.stdout, disable=quiet)
         with tqdm(self._batches(stop), title, total, initial=self.batch, **look) as bar:
             for lr, hr in bar:
@@ -219,7 +264,9 @@ class Solver:
                     saved = now
                 if stop_now:
                     bar.close()
-                    self._say(f"Stopped and saved in epoch {self.epoch + 1}, batch {self.batch}: run again to go on.")
+                    self._say(
+                        f"Stopped and saved in epoch {self.epoch + 1}, batch {self.batch}: run again to go on."
+                    )
                     raise stop.exception or KeyboardInterrupt
         self.epoch, self.batch = self.epoch + 1, 0
 
@@ -227,14 +274,18 @@ class Solver:
         """The batches that this epoch has left. If they cannot be loaded, saves what was trained, and says so."""
         try:
             batches = self.loader.epoch(self.epoch, self.batch)
-            with torch.random.fork_rng(devices=[]):  # a DataLoader draws a number when it starts; resuming, once more
+            with torch.random.fork_rng(
+                devices=[]
+            ):  # a DataLoader draws a number when it starts; resuming, once more
                 first = list(itertools.islice(batches, 1))
             for batch in itertools.chain(first, batches):
                 if self.config["num_workers"]:
                     ignore_ended_children()
                 yield batch
         except Exception as error:
-            if self.accelerator.num_processes == 1:  # alone, a process cannot save: its sums are in all of them
+            if (
+                self.accelerator.num_processes == 1
+            ):  # alone, a process cannot save: its sums are in all of them
                 self.save()
             if stop.exception:  # Ctrl-C in a terminal reaches the workers, too
                 raise stop.exception from error
@@ -256,24 +307,38 @@ class Solver:
             raise torch.OutOfMemoryError(self._smaller_batch(lr, hr))
         self.step += 1
         self._average()
-        self._sums = {name: self._sums.get(name, 0) + value.detach().float() for name, value in losses.items()}
+        self._sums = {
+            name: self._sums.get(name, 0) + value.detach().float() for name, value in losses.items()
+        }
         # Remembered on the device and read with the next row: asking now would make a GPU wait at every step.
         finite = torch.stack([value.detach().float() for value in losses.values()]).isfinite().all()
-        self._first_bad_step = torch.where(finite | (self._first_bad_step >= 0), self._first_bad_step, self.step)
+        self._first_bad_step = torch.where(
+            finite | (self._first_bad_step >= 0), self._first_bad_step, self.step
+        )
 
     def learning_rate(self, step):
         """Of the update after `step` batches of the schedule: a pure function, so that resuming cannot reset it."""
         config = self.config
         done = min(step / (config["epochs"] * len(self.loader)), 1)
         warmup = min(1.0, (step + 1) / (config["warmup_steps"] + 1))
-        return config["learning_rate"] * self.learning_rate_scale * warmup * SCHEDULES[config["schedule"]](done)
+        return (
+            config["learning_rate"]
+            * self.learning_rate_scale
+            * warmup
+            * SCHEDULES[config["schedule"]](done)
+        )
 
     @torch.no_grad()
     def _average(self):
         # Early on a long average would still hold the initialisation; so it starts short and grows to ema_decay.
         decay = min(self.config["ema_decay"], (1 + self.step) / (10 + self.step))
-        ours, theirs = list(self.ema.state_dict().values()), list(self.generator.state_dict().values())
-        floats = [k for k, value in enumerate(ours) if value.is_floating_point()]  # weights, batch-norm statistics
+        ours, theirs = (
+            list(self.ema.state_dict().values()),
+            list(self.generator.state_dict().values()),
+        )
+        floats = [
+            k for k, value in enumerate(ours) if value.is_floating_point()
+        ]  # weights, batch-norm statistics
         torch._foreach_lerp_([ours[k] for k in floats], [theirs[k] for k in floats], 1 - decay)
 
     def _log(self):
@@ -281,7 +346,11 @@ class Solver:
         self._check_finite()
         sums = self.accelerator.reduce(self._sums, reduction="mean")
         previous = self.history["train"][-1]["step"] if self.history["train"] else 0
-        row = dict(step=self.step, epoch=self.epoch + self.batch / len(self.loader), seconds=round(self.seconds, 3))
+        row = dict(
+            step=self.step,
+            epoch=self.epoch + self.batch / len(self.loader),
+            seconds=round(self.seconds, 3),
+        )
         row["learning_rate"] = self.optimizers["generator"].param_groups[0]["lr"]
         row.update({name: float(value) / (self.step - previous) for name, value in sums.items()})
         row.update(self.derived(row))
@@ -293,7 +362,15 @@ class Solver:
         if self.valid_pairs is None or not self.is_main:
             return
         scores = mean(evaluate(self.upscale, self.valid_pairs, progress=False))
-        self._append("valid", {"step": self.step, "epoch": self.epoch, "psnr": scores["psnr"], "ssim": scores["ssim"]})
+        self._append(
+            "valid",
+            {
+                "step": self.step,
+                "epoch": self.epoch,
+                "psnr": scores["psnr"],
+                "ssim": scores["ssim"],
+            },
+        )
         psnr, ssim = f"PSNR {scores['psnr']:.3f} dB", f"SSIM {scores['ssim']:.4f}"
         self._say(f"after epoch {self.epoch}: {psnr}, {ssim} on the validation images (Y)")
 
@@ -310,7 +387,10 @@ class Solver:
             patches, size = copy.copy(self.dataset), self.config["batch_size"]
             patches.set_epoch(0)  # of the copy: the loader is perhaps within another epoch
             count = min(len(patches), size * self.config["batch_norm_batches"])
-            batches = (patches.__getitems__(range(k, min(k + size, count)))[0] for k in range(0, count, size))
+            batches = (
+                patches.__getitems__(range(k, min(k + size, count)))[0]
+                for k in range(0, count, size)
+            )
             self._for_use = self.step, reestimate_batch_norm(copy.deepcopy(self.ema), batches)
         return self._for_use[1]
 
@@ -318,7 +398,9 @@ class Solver:
         """The averaged generator on one whole image: uint8 (h, w, 3) -> uint8 (4h, 4w, 3)."""
         generator = self.for_use()
         with torch.inference_mode():
-            return to_array(generator(to_tensor(lr).to(self.device, memory_format=torch.channels_last)))
+            return to_array(
+                generator(to_tensor(lr).to(self.device, memory_format=torch.channels_last))
+            )
 
     def measure(self, steps=3):
         """Seconds per training step on this device: trains on the first batches, then puts everything back as it was."""
@@ -326,14 +408,18 @@ class Solver:
         before = {name: value.clone() for name, value in tensors.items()}, copy.deepcopy(facts)
         times = []
         try:
-            for lr, hr in itertools.islice(itertools.cycle(self.loader.epoch(self.epoch)), steps + 1):
+            for lr, hr in itertools.islice(
+                itertools.cycle(self.loader.epoch(self.epoch)), steps + 1
+            ):
                 self._step(lr, hr)
                 if self.device.type != "cpu":
                     torch.accelerator.synchronize()  # a GPU's steps are only queued by now
                 times.append(time.monotonic())
         finally:
             self._load(*before)
-        return (times[-1] - times[0]) / steps  # the first step, which also warms up, is where the clock starts
+        return (
+            times[-1] - times[0]
+        ) / steps  # the first step, which also warms up, is where the clock starts
 
     def _say(self, text):
         if self.is_main:
@@ -347,7 +433,9 @@ class Solver:
             return wishes
         if self.step % 10:  # asking costs a round trip
             return [False] * len(wishes)
-        return (self.accelerator.reduce(torch.tensor(wishes, device=self.device).float()) > 0).tolist()
+        return (
+            self.accelerator.reduce(torch.tensor(wishes, device=self.device).float()) > 0
+        ).tolist()
 
     def _check_finite(self):
         bad = int(self.accelerator.gather(self._first_bad_step.reshape(1)).max())
@@ -369,7 +457,9 @@ class Solver:
         """
         scale = self.learning_rate_scale
         if not self.resume(allow_changes=True):
-            raise FileNotFoundError(f"{self.folder} holds no state to go back to: build the solver anew")
+            raise FileNotFoundError(
+                f"{self.folder} holds no state to go back to: build the solver anew"
+            )
         self.learning_rate_scale = min(scale, self.learning_rate_scale) / 2
         self.save()  # or a stop would forget it
 
@@ -436,16 +526,24 @@ class Solver:
             if value.is_floating_point() and not value.isfinite().all():
                 raise self._diverged(name, self.step)
         every = self.config["keep_every"]
-        keep_as = f"epoch{self.epoch}" if every and self.epoch and self.batch == 0 and self.epoch % every == 0 else ""
+        keep_as = (
+            f"epoch{self.epoch}"
+            if every and self.epoch and self.batch == 0 and self.epoch % every == 0
+            else ""
+        )
         generator = self.for_use() if self.step else None
         with self._explained():
-            if self.step:  # before the state: whoever finds a state of the end finds the generator of the end
+            if (
+                self.step
+            ):  # before the state: whoever finds a state of the end finds the generator of the end
                 save_generator(
                     f"{self.folder}.safetensors", generator, stage=type(self).__name__, step=self.step,
                     epoch=self.epoch, seconds=round(self.seconds), device=device_name(self.device), config=self.config,
                     images=len(self.dataset.pairs),
                 )  # fmt: skip
-            return states.write(self.folder, self.step, tensors, facts, self.config["keep_last"], keep_as)
+            return states.write(
+                self.folder, self.step, tensors, facts, self.config["keep_last"], keep_as
+            )
 
     def states(self):
         """The saved states, oldest first."""
@@ -465,10 +563,17 @@ class Solver:
             return False
         path, tensors, facts = found
         now = self._identity()
-        then = {**self.DEFAULTS, **facts["identity"]}  # a setting that is younger than the state had its default
-        names = [name for name in sorted({*then, *now} - BOOKKEEPING) if then.get(name) != now.get(name)]
+        then = {
+            **self.DEFAULTS,
+            **facts["identity"],
+        }  # a setting that is younger than the state had its default
+        names = [
+            name for name in sorted({*then, *now} - BOOKKEEPING) if then.get(name) != now.get(name)
+        ]
         if names and not allow_changes:
-            changes = [f"\n  {name}: {then.get(name)} in the state, {now.get(name)} now" for name in names]
+            changes = [
+                f"\n  {name}: {then.get(name)} in the state, {now.get(name)} now" for name in names
+            ]
             raise ValueError(
                 f"{path} was trained with other settings:{''.join(changes)}\n"
                 "Set them back, choose another folder, or go on all the same with resume(allow_changes=True)."
@@ -483,11 +588,19 @@ class Solver:
         if self.is_main:
             with self._explained():
                 self.log.rewrite(self.history)
-        self._say(f"Going on from {path.name}: {self.epoch} epochs and {self.batch} batches are done.")
+        self._say(
+            f"Going on from {path.name}: {self.epoch} epochs and {self.batch} batches are done."
+        )
         then, now = facts["versions"], self._versions()
-        others = [f"{name} was {then[name]}, is {now[name]}" for name in now if then.get(name, now[name]) != now[name]]
+        others = [
+            f"{name} was {then[name]}, is {now[name]}"
+            for name in now
+            if then.get(name, now[name]) != now[name]
+        ]
         if others:
-            self._say(f"It may come to other last digits than it would have there: {'; '.join(others)}.")
+            self._say(
+                f"It may come to other last digits than it would have there: {'; '.join(others)}."
+            )
         return True
 
     def _versions(self):
@@ -499,10 +612,16 @@ class Solver:
     def _identity(self):
         """What must be the same for a run to go on as if it had never stopped."""
         data = self.dataset
-        names = json.dumps([(pair.name, pair.width, pair.height) for pair in data.pairs])  # wherever its folder lies
-        train_images = f"{len(data.pairs)} images, {hashlib.sha256(names.encode()).hexdigest()[:16]}"
+        names = json.dumps(
+            [(pair.name, pair.width, pair.height) for pair in data.pairs]
+        )  # wherever its folder lies
+        train_images = (
+            f"{len(data.pairs)} images, {hashlib.sha256(names.encode()).hexdigest()[:16]}"
+        )
         identity = {**self.config, "train_images": train_images}
-        identity.update(crop_size=data.crop_size, patches_per_image=data.patches_per_image, seed=data.seed)
+        identity.update(
+            crop_size=data.crop_size, patches_per_image=data.patches_per_image, seed=data.seed
+        )
         return json.loads(json.dumps(identity))  # as it will be read back: tuples are lists there
 
     def _state(self):
@@ -514,7 +633,9 @@ class Solver:
         tensors.update({f"sums.{name}": value for name, value in self._sums.items()})
         tensors.update({f"random.{name}": value for name, value in random_tensors.items()})
         # As a tensor, because a file's header has a limit, and a history grows.
-        tensors["history"] = torch.frombuffer(bytearray(json.dumps(self.history).encode()), dtype=torch.uint8)
+        tensors["history"] = torch.frombuffer(
+            bytearray(json.dumps(self.history).encode()), dtype=torch.uint8
+        )
         facts = dict(
             epoch=self.epoch, batch=self.batch, batches_per_epoch=len(self.loader), step=self.step,
             seconds=self.seconds, learning_rate_scale=self.learning_rate_scale, identity=self._identity(),
@@ -530,14 +651,18 @@ class Solver:
             states.unpack(tensors, name, self.bare(name), optimizer if same_optimizer else None)
         states.unpack(tensors, "ema", self.ema)
         self._for_use = None
-        self._sums = {name: value.to(self.device) for name, value in states.under("sums.", tensors).items()}
+        self._sums = {
+            name: value.to(self.device) for name, value in states.under("sums.", tensors).items()
+        }
         self._first_bad_step = torch.full_like(self._first_bad_step, -1)
         if facts["scaler"]:
             self.scaler.load_state_dict(facts["scaler"])
         self.epoch, self.step, self.seconds = facts["epoch"], facts["step"], facts["seconds"]
         # With another batch size or list (`allow_changes`) an epoch has other batches: go on after the same part of it.
         batches = facts.get("batches_per_epoch", len(self.loader))
-        self.batch = facts.get("batch", self.step - self.epoch * batches) * len(self.loader) // batches
+        self.batch = (
+            facts.get("batch", self.step - self.epoch * batches) * len(self.loader) // batches
+        )
         self.learning_rate_scale = facts["learning_rate_scale"]
         self.history = facts.get("history") or json.loads(tensors["history"].numpy().tobytes())
         states.set_random_states(states.under("random.", tensors), facts["python_random"])
@@ -583,12 +708,24 @@ class GANSolver(Solver):
     }
 
     def __init__(self, generator, discriminator, dataset, config, folder, valid_pairs=None):
-        for name in config.get("frozen_layers", ()):  # before several processes agree on what to exchange
+        for name in config.get(
+            "frozen_layers", ()
+        ):  # before several processes agree on what to exchange
             if name not in dict(generator.named_modules()):
-                raise ValueError(f'frozen_layers: the generator has no module "{name}"; it has "upsample", "tail", ...')
+                raise ValueError(
+                    f'frozen_layers: the generator has no module "{name}"; it has "upsample", "tail", ...'
+                )
             generator.get_submodule(name).requires_grad_(False)
-        super().__init__({"generator": generator, "discriminator": discriminator}, dataset, config, folder, valid_pairs)
-        name, weights, pooling = (self.config[key] for key in ("content_loss", "vgg_weights", "vgg_pooling"))
+        super().__init__(
+            {"generator": generator, "discriminator": discriminator},
+            dataset,
+            config,
+            folder,
+            valid_pairs,
+        )
+        name, weights, pooling = (
+            self.config[key] for key in ("content_loss", "vgg_weights", "vgg_pooling")
+        )
         self.content_loss, source = content_loss(name, weights, self.device, pooling)
         self.config["content_weight"] = content_weight(self.config["content_weight"], name, source)
         self._warned = set()
@@ -607,7 +744,9 @@ class GANSolver(Solver):
         # weights need no gradient here, and the bare module none of the synchronisation that goes with one.
         content = self.config["content_weight"] * self.content_loss(sr, hr)
         with frozen(self.bare("discriminator")) as judge:
-            adversarial = self.config["adversarial_weight"] * bce(judge(sr), 1.0)  # -log D(G(LR)), paper, equation 6
+            adversarial = self.config["adversarial_weight"] * bce(
+                judge(sr), 1.0
+            )  # -log D(G(LR)), paper, equation 6
         perceptual_loss = content + adversarial
         self.update("generator", perceptual_loss)
 
@@ -662,7 +801,10 @@ def train(settings, allow_changes=False):
     valid_pairs = [valid_set[i] for i in range(min(settings["num_valid_images"], len(valid_set)))]
 
     def run(kind, networks, name, config):
-        config, patches = dict(config), {key: settings[key] for key in ("crop_size", "patches_per_image", "seed")}
+        config, patches = (
+            dict(config),
+            {key: settings[key] for key in ("crop_size", "patches_per_image", "seed")},
+        )
         patches["patches_per_image"] = config.pop("patches_per_image", patches["patches_per_image"])
         train_set = PatchDataset(settings["train_list"], **patches)
         solver = kind(*networks, train_set, config, Path(settings["folder"]) / name, valid_pairs)
@@ -684,14 +826,29 @@ def train(settings, allow_changes=False):
             config = {**usual, **settings[stage]}
             name, start = config.pop("name"), config.pop("start")
             random = SRResNet(**{**shape, "init": "default"})
-            generator = copy.deepcopy(pretrained).requires_grad_() if start == "pretrained" else random
-            run(GANSolver, [generator, Discriminator(**settings.get("discriminator", {}))], name, config)
+            generator = (
+                copy.deepcopy(pretrained).requires_grad_() if start == "pretrained" else random
+            )
+            run(
+                GANSolver,
+                [generator, Discriminator(**settings.get("discriminator", {}))],
+                name,
+                config,
+            )
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Train SRResNet, then SRGAN, by the settings that train.ipynb wrote.")
-    parser.add_argument("settings", type=Path, help="a JSON file, such as checkpoints/afternoon/settings.json")
-    parser.add_argument("--allow-changes", action="store_true", help="go on although settings or images have changed")
+    parser = argparse.ArgumentParser(
+        description="Train SRResNet, then SRGAN, by the settings that train.ipynb wrote."
+    )
+    parser.add_argument(
+        "settings", type=Path, help="a JSON file, such as checkpoints/afternoon/settings.json"
+    )
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="go on although settings or images have changed",
+    )
     arguments = parser.parse_args()
     train(json.loads(arguments.settings.read_text(encoding="utf-8")), arguments.allow_changes)
     accelerate.PartialState().destroy_process_group()

@@ -48,7 +48,9 @@ BICUBIC_RADIUS = 3  # LR pixels: 4 taps reach 2 far
 BACK_PROJECTION_RADIUS = 4  # LR pixels: reducing looks 2 far, and so does enlarging the difference
 SMALLEST_TILE = 16  # LR pixels
 LARGEST_TILE = 1024  # beyond it the neighbourhood costs next to nothing
-CPU_BUDGET = 0.8e9  # bytes for the network's feature maps; more would lose less time on neighbourhoods
+CPU_BUDGET = (
+    0.8e9  # bytes for the network's feature maps; more would lose less time on neighbourhoods
+)
 # PyTorch gives a 3 x 3 convolution of at most so many input values to another library, which sums in another order
 # (`use_mkldnn` in ATen/native/Convolution.cpp): a small piece of a larger image is taken with more around it.
 SMALL_CONVOLUTION = 20480
@@ -57,7 +59,16 @@ SMALL_CONVOLUTION = 20480
 # --- one image -------------------------------------------------------------------------------------------------------
 
 
-def super_resolve(generator, image, *, tile="auto", device=None, ensemble=False, back_projection=True, progress=True):
+def super_resolve(
+    generator,
+    image,
+    *,
+    tile="auto",
+    device=None,
+    ensemble=False,
+    back_projection=True,
+    progress=True,
+):
     """Enlarge an image to 4 times its width and height.
 
     Args:
@@ -117,7 +128,9 @@ def _check(array):
 def _pil_to_array(image, name):
     """A PIL image of any mode -> array (H, W) or (H, W, C), and the `info` that its enlargement keeps."""
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise ValueError(f"{name}: {image.n_frames} frames or pages, which is not supported; choose one with .copy()")
+        raise ValueError(
+            f"{name}: {image.n_frames} frames or pages, which is not supported; choose one with .copy()"
+        )
     image = prepare_image(image)
     if image.mode[0] in "IF":
         array = sixteen_bit_array(image, name)
@@ -128,12 +141,16 @@ def _pil_to_array(image, name):
         try:
             array = np.asarray(image if image.mode == mode else image.convert(mode))
         except (ValueError, OSError) as error:
-            raise ValueError(f"{name}: cannot convert {image.mode} to {mode}; save it as RGB") from error
+            raise ValueError(
+                f"{name}: cannot convert {image.mode} to {mode}; save it as RGB"
+            ) from error
     info = {}
     if image.info.get("icc_profile") and image.mode != "LAB":  # what becomes RGB has another
         info["icc_profile"] = image.info["icc_profile"]
     try:
-        dpi = [SCALE * float(value) for value in image.info["dpi"]]  # so that it is printed at the same size
+        dpi = [
+            SCALE * float(value) for value in image.info["dpi"]
+        ]  # so that it is printed at the same size
         if len(dpi) == 2 and all(0 < value < 1e6 for value in dpi):
             info["dpi"] = tuple(dpi)
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
@@ -197,16 +214,29 @@ def _enlarge(generator, image, core, tile, ensemble, back_projection, advance):
     """The enlarged piece `core` of `image` as an array (4h, 4w, C); values outside `core` are only looked at."""
     height, width, channels = image.shape
     area = (core[2] - core[0]) * (core[3] - core[1]) * SCALE**2 / 1e6
-    colours = 0 if generator is None else channels - (channels in (2, 4))  # the network's; the others are bicubic
+    colours = (
+        0 if generator is None else channels - (channels in (2, 4))
+    )  # the network's; the others are bicubic
     pieces = []
     if colours:
         peak = np.iinfo(image.dtype).max
-        window = _grow(core, BACK_PROJECTION_RADIUS if back_projection else 0, (0, 0, height, width))
-        sr = _network(generator, image[..., :colours], window, tile, ensemble, lambda share: advance(area * share))
+        window = _grow(
+            core, BACK_PROJECTION_RADIUS if back_projection else 0, (0, 0, height, width)
+        )
+        sr = _network(
+            generator,
+            image[..., :colours],
+            window,
+            tile,
+            ensemble,
+            lambda share: advance(area * share),
+        )
         if colours == 1:
             sr = sr.mean(dim=0, keepdim=True)
         if not torch.isfinite(sr).all():
-            raise ValueError("the network's output is not finite: its weights are damaged or its training diverged")
+            raise ValueError(
+                "the network's output is not finite: its weights are damaged or its training diverged"
+            )
         sr.clamp_(0, 1)
         if back_projection:
             lr = _to_tensor(image[_slices(window)][..., :colours]).to(sr.device)
@@ -229,9 +259,15 @@ def _network(generator, image, core, tile, ensemble, advance):
     near = _radius(generator.upsample, generator.tail)
     least = SMALL_CONVOLUTION // weight.shape[1]
     window = _grow(core, _reach(generator), (0, 0, height, width), least)
-    lr = _to_tensor(image[_slices(window)])[None].expand(1, 3, -1, -1).to(weight.device, weight.dtype)
+    lr = (
+        _to_tensor(image[_slices(window)])[None]
+        .expand(1, 3, -1, -1)
+        .to(weight.device, weight.dtype)
+    )
 
-    sr = torch.zeros(3, SCALE * (core[2] - core[0]), SCALE * (core[3] - core[1]), device=weight.device)
+    sr = torch.zeros(
+        3, SCALE * (core[2] - core[0]), SCALE * (core[3] - core[1]), device=weight.device
+    )
     parts = _tiles(core, max(96, math.ceil(tile / 4)))
     views = range(8) if ensemble else range(1)
     for view in views:
@@ -241,7 +277,12 @@ def _network(generator, image, core, tile, ensemble, advance):
             enlarged = generator.enlarge(_turn(features[(..., *_slices(around, window))], view))
             enlarged = _turn_back(enlarged, view)[0]
             sr[(..., *_slices(part, core, SCALE))] += enlarged[(..., *_slices(part, around, SCALE))]
-            advance((part[2] - part[0]) * (part[3] - part[1]) / (sr.shape[1] * sr.shape[2] / SCALE**2) / len(views))
+            advance(
+                (part[2] - part[0])
+                * (part[3] - part[1])
+                / (sr.shape[1] * sr.shape[2] / SCALE**2)
+                / len(views)
+            )
         del features
     return sr.div_(len(views))
 
@@ -260,7 +301,10 @@ def back_project(sr, lr):
 
 def _to_tensor(image):
     """Whole numbers (H, W, C) -> float32 (C, H, W) in [0, 1]."""
-    return torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).contiguous() / np.iinfo(image.dtype).max
+    return (
+        torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).contiguous()
+        / np.iinfo(image.dtype).max
+    )
 
 
 def _reach(generator):
@@ -354,7 +398,9 @@ def _inference(generator, device):
 def _tile_size(generator, tile, device):
     if tile != "auto":
         if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
-            raise ValueError(f'tile must be "auto" or a whole number of pixels of at least 1, got {tile!r}')
+            raise ValueError(
+                f'tile must be "auto" or a whole number of pixels of at least 1, got {tile!r}'
+            )
         return tile
     if generator is None:
         return LARGEST_TILE
@@ -383,7 +429,15 @@ def _is_out_of_memory(error):
 
 
 def super_resolve_file(
-    generator, source, target, *, tile="auto", device=None, ensemble=False, back_projection=True, progress=True
+    generator,
+    source,
+    target,
+    *,
+    tile="auto",
+    device=None,
+    ensemble=False,
+    back_projection=True,
+    progress=True,
 ):
     """Enlarge the image file `source` into the PNG file `target`, holding a strip of the result at a time.
 
@@ -397,7 +451,14 @@ def super_resolve_file(
     pixels = array if array.ndim == 3 else array[..., None]
     strips = _strips(generator, pixels, tile, device, ensemble, back_projection, progress)
     with atomic_path(target) as temporary, closing(strips):
-        _write_png(temporary, strips, [SCALE * side for side in pixels.shape[:2]], pixels.shape[2], pixels.dtype, info)
+        _write_png(
+            temporary,
+            strips,
+            [SCALE * side for side in pixels.shape[:2]],
+            pixels.shape[2],
+            pixels.dtype,
+            info,
+        )
 
 
 def _write_png(path, strips, size, channels, dtype, info):
@@ -410,7 +471,12 @@ def _write_png(path, strips, size, channels, dtype, info):
     with open(path, "wb") as file:
 
         def chunk(kind, data):
-            file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+            file.write(
+                struct.pack(">I", len(data))
+                + kind
+                + data
+                + struct.pack(">I", zlib.crc32(kind + data))
+            )
 
         file.write(b"\x89PNG\r\n\x1a\n")
         colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
@@ -441,13 +507,19 @@ def export_onnx(generator, path):
     try:
         import onnx  # noqa: F401  (PyTorch's exporter needs it)
     except ImportError as error:
-        raise ImportError('the export needs the package "onnx": python -m pip install onnx') from error
+        raise ImportError(
+            'the export needs the package "onnx": python -m pip install onnx'
+        ) from error
     names = {"input_names": ["lr"], "output_names": ["sr"]}
     axes = {"lr": {0: "N", 2: "h", 3: "w"}, "sr": {0: "N", 2: "4h", 3: "4w"}}
     example = torch.rand(1, 3, 16, 24, device=generator.tail.weight.device)
     with atomic_path(path) as temporary, open(temporary, "wb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the newer exporter (dynamo=True) needs another package
-        torch.onnx.export(generator.eval(), (example,), file, dynamic_axes=axes, dynamo=False, **names)
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # the newer exporter (dynamo=True) needs another package
+        torch.onnx.export(
+            generator.eval(), (example,), file, dynamic_axes=axes, dynamo=False, **names
+        )
 
 
 # --- command line ----------------------------------------------------------------------------------------------------
@@ -455,7 +527,9 @@ def export_onnx(generator, path):
 
 def find_weights(method):
     """The newest checkpoints/**/<method>.safetensors."""
-    files = sorted(Path("checkpoints").rglob(f"{method}.safetensors"), key=lambda path: path.stat().st_mtime)
+    files = sorted(
+        Path("checkpoints").rglob(f"{method}.safetensors"), key=lambda path: path.stat().st_mtime
+    )
     if not files:
         raise FileNotFoundError(
             f"no {method}.safetensors under checkpoints/: train one with train.ipynb, name one with --weights, "
@@ -474,7 +548,9 @@ def find_images(inputs):
             files = [
                 file
                 for file in sorted(path.iterdir())
-                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+                if file.suffix.lower() in IMAGE_SUFFIXES
+                and not file.name.startswith(".")
+                and file.is_file()
             ]
         yield from files or [path]  # an empty folder fails by name, like a file that cannot be read
 
@@ -502,7 +578,9 @@ def demo(generator, source, folder, label, options, force=False, side=480):
     hr = read_image(source)
     height, width = (length - length % SCALE for length in hr.shape[:2])
     if min(height, width) < 20:
-        raise ValueError(f"{source}: too small to be reduced to 1/4 and scored; take one of at least 20 x 20 pixels")
+        raise ValueError(
+            f"{source}: too small to be reduced to 1/4 and scored; take one of at least 20 x 20 pixels"
+        )
     hr = np.ascontiguousarray(hr[:height, :width])
     lr = imresize(hr, 1 / SCALE)
     results = {"bicubic": imresize(lr, SCALE)}
@@ -520,9 +598,10 @@ def demo(generator, source, folder, label, options, force=False, side=480):
         print(f"{target} exists, not written again (--force replaces it)")
         return
     with atomic_path(target) as temporary:
-        compare({"input, 1/4": lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1), **sheet, "original": hr}, box).save(
-            temporary
-        )
+        compare(
+            {"input, 1/4": lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1), **sheet, "original": hr},
+            box,
+        ).save(temporary)
     print(f"the middle side by side: {target}")
 
 
@@ -533,11 +612,27 @@ def _arguments(argv):
     )
     add = parser.add_argument
     add("inputs", nargs="*", metavar="IMAGE", help="image files, and folders of them")
-    add("-o", "--output", default="super_resolved", metavar="FOLDER", help="where results go (default: %(default)s)")
-    add("--method", choices=("srgan", "srresnet", "bicubic"), default="srgan", help="default: %(default)s")
+    add(
+        "-o",
+        "--output",
+        default="super_resolved",
+        metavar="FOLDER",
+        help="where results go (default: %(default)s)",
+    )
+    add(
+        "--method",
+        choices=("srgan", "srresnet", "bicubic"),
+        default="srgan",
+        help="default: %(default)s",
+    )
     add("--weights", metavar="FILE", help="default: the newest checkpoints/**/<method>.safetensors")
     add("--device", help="cuda, mps or cpu (default: the best there is)")
-    add("--tile", type=int, metavar="PIXELS", help="side of the pieces (default: by the free memory)")
+    add(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="side of the pieces (default: by the free memory)",
+    )
     add(
         "--ensemble",
         action="store_true",
@@ -548,10 +643,22 @@ def _arguments(argv):
         action="store_true",
         help="as in the paper: no back-projection, which keeps brightness and colour",
     )
-    add("--compare", action="store_true", help="also write compare/<name>.png: the middle beside input and bicubic")
+    add(
+        "--compare",
+        action="store_true",
+        help="also write compare/<name>.png: the middle beside input and bicubic",
+    )
     add("--force", action="store_true", help="replace results that are there already")
-    add("--large", action="store_true", help="also read images of more than 179 megapixels, which could be a trap")
-    add("--demo", metavar="IMAGE", help="reduce this image to 1/4, enlarge it again, show and score that")
+    add(
+        "--large",
+        action="store_true",
+        help="also read images of more than 179 megapixels, which could be a trap",
+    )
+    add(
+        "--demo",
+        metavar="IMAGE",
+        help="reduce this image to 1/4, enlarge it again, show and score that",
+    )
     add("--export", metavar="FILE.onnx", help="write the generator as ONNX and stop")
     args = parser.parse_args(argv)
     if not (args.inputs or args.demo or args.export):
@@ -570,7 +677,9 @@ def main(argv=None):
         Image.MAX_IMAGE_PIXELS = None
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a name that the terminal cannot show must not stop the run
+            stream.reconfigure(
+                errors="replace"
+            )  # a name that the terminal cannot show must not stop the run
     try:
         device = pick_device(args.device)
         generator, label = None, args.method
@@ -609,7 +718,11 @@ def _enlarge_all(generator, args, label, options):
             f"{args.output}: cannot be the folder for results ({error.strerror}); name another with -o"
         ) from error
     # Each name once; a link and what it points to are two names.
-    sources = list({source.parent.resolve() / source.name: source for source in find_images(args.inputs)}.values())
+    sources = list(
+        {
+            source.parent.resolve() / source.name: source for source in find_images(args.inputs)
+        }.values()
+    )
     originals = {source.resolve() for source in sources}
     made, skipped, failed, taken = 0, 0, [], {}
     for number, source in enumerate(sources, start=1):
@@ -618,7 +731,9 @@ def _enlarge_all(generator, args, label, options):
         try:
             if source.is_dir():
                 os.listdir(source)  # says so if that is not allowed
-                raise ValueError(f"{source}: no images in this folder; its subfolders have to be named themselves")
+                raise ValueError(
+                    f"{source}: no images in this folder; its subfolders have to be named themselves"
+                )
             if target.resolve() in originals:
                 raise ValueError(
                     f"{source}: the result {target} would replace an original; choose another folder with -o"
@@ -642,7 +757,9 @@ def _enlarge_all(generator, args, label, options):
             # The system's own errors (disk full, no permission) do not name the image.
             message = str(error) if str(error).startswith(f"{source}:") else f"{source}: {error}"
             print(f"  failed: {message}", file=sys.stderr)
-            failed.append(message)  # not the error, which would keep the image and its strips in memory
+            failed.append(
+                message
+            )  # not the error, which would keep the image and its strips in memory
     print(f"{made} enlarged, {skipped} skipped, {len(failed)} failed; results in {args.output}")
     for message in failed:
         print(f"  {message}", file=sys.stderr)
@@ -650,5 +767,7 @@ def _enlarge_all(generator, args, label, options):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside: tidied up as after Ctrl-C
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # ended from outside: tidied up as after Ctrl-C
     sys.exit(main())

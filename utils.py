@@ -16,7 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import (
+    Image,
+    ImageCms,
+    ImageDraw,
+    ImageFont,
+    ImageOps,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 
 # What Pillow may decode. Its other plug-ins are left out: some start programs (EPS runs Ghostscript).
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "TGA")
@@ -43,13 +51,23 @@ def pick_device(name=None):
     Raises ValueError for a device that this machine or this build of PyTorch does not have.
     """
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)  # the only sure test: also fails for cuda:7 of 2 and for a broken driver
+        torch.empty(
+            1, device=device
+        )  # the only sure test: also fails for cuda:7 of 2 and for a broken driver
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         cause = str(error).splitlines()[0]
-        raise ValueError(f"device '{name}' cannot be used here ({cause}); leave it out to get the best one") from error
+        raise ValueError(
+            f"device '{name}' cannot be used here ({cause}); leave it out to get the best one"
+        ) from error
     return device
 
 
@@ -58,14 +76,18 @@ def device_name(device):
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type.upper()
+    return (
+        f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type.upper()
+    )
 
 
 def computes_in_bf16(device):
     """Whether bfloat16 is faster than float32 there: GPUs with tensor cores for it, CPUs with AVX512_BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
 
 
 def can_compile(device):
@@ -114,7 +136,9 @@ def atomic_path(path):
     try:
         yield temporary
         with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())  # on the disk before it takes the name: survives a power cut, too
+            os.fsync(
+                file.fileno()
+            )  # on the disk before it takes the name: survives a power cut, too
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -157,13 +181,20 @@ def open_deep_image(path):
     image, rawmode = _decode(path)
     swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
     kind, _, order = rawmode.partition(";16")
-    if kind == image.mode and kind in ("RGB", "RGBA") and order in swapped and "transparency" not in image.info:
+    if (
+        kind == image.mode
+        and kind in ("RGB", "RGBA")
+        and order in swapped
+        and "transparency" not in image.info
+    ):
         lower, _ = _decode(path, rawmode=f"{kind};16{swapped[order]}")
         pixels = np.array(image).astype(np.uint16)
         pixels <<= 8
         pixels |= np.asarray(lower)
         return image, pixels
-    _warn_of_lost_bits(path, image, rawmode)  # a layout without a counterpart: planes, premultiplied, gray and alpha
+    _warn_of_lost_bits(
+        path, image, rawmode
+    )  # a layout without a counterpart: planes, premultiplied, gray and alpha
     return image, None
 
 
@@ -183,26 +214,38 @@ def _decode(path, rawmode=None):
             if frames > 1 and image.format != "MPO":
                 problem = f"{frames} frames or pages, which is not supported; save the one you want as PNG"
             elif _has_deep_planes(image):
-                problem = "colours of 16 bits in separate planes, which is not supported; save it as PNG"
+                problem = (
+                    "colours of 16 bits in separate planes, which is not supported; save it as PNG"
+                )
             else:
                 layouts = {_layout(tile) for tile in image.tile}
                 if rawmode:
-                    image.tile = [tile._replace(args=_with_layout(tile.args, rawmode)) for tile in image.tile]
+                    image.tile = [
+                        tile._replace(args=_with_layout(tile.args, rawmode)) for tile in image.tile
+                    ]
                 image.load()
                 return prepare_image(image), " ".join(sorted(layouts))
     except UnidentifiedImageError as error:
-        raise OSError(f"{path}: not an image, or of a kind that is not read; save it as PNG or JPEG") from error
+        raise OSError(
+            f"{path}: not an image, or of a kind that is not read; save it as PNG or JPEG"
+        ) from error
     except PermissionError as error:
-        raise OSError(f"{path}: it may not be read ({error.strerror}); change its permissions") from error
+        raise OSError(
+            f"{path}: it may not be read ({error.strerror}); change its permissions"
+        ) from error
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"{path}: {error}; cut it into parts or, if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS before reading "
             "it (super_resolve.py --large)"
         ) from error
     except MemoryError as error:
-        raise OSError(f"{path}: not enough memory to decode it; cut it into parts or close other programs") from error
+        raise OSError(
+            f"{path}: not enough memory to decode it; cut it into parts or close other programs"
+        ) from error
     except Exception as error:  # a damaged file makes decoders raise nearly anything, SyntaxError and KeyError included
-        raise OSError(f"{path}: damaged or incomplete ({error}); copy or download it again") from error
+        raise OSError(
+            f"{path}: damaged or incomplete ({error}); copy or download it again"
+        ) from error
     raise ValueError(f"{path}: {problem}")
 
 
@@ -234,7 +277,9 @@ def prepare_image(image):
     try:
         if image.getexif().get(ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
-    except Exception:  # an unreadable EXIF block tells no orientation; viewers show the pixels as they are
+    except (
+        Exception
+    ):  # an unreadable EXIF block tells no orientation; viewers show the pixels as they are
         pass
     return _cmyk_to_rgb(image) if image.mode == "CMYK" else image
 
@@ -245,7 +290,9 @@ def _cmyk_to_rgb(image):
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            rgb = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            rgb = ImageCms.profileToProfile(
+                image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
             rgb.info = image.info | rgb.info  # keeps the resolution; the profile is now sRGB's
             return rgb
         except (ImageCms.PyCMSError, OSError):
@@ -264,7 +311,9 @@ def read_image(path):
     image = open_image(path)
     if image.mode.startswith(("I", "F")):
         values = sixteen_bit_array(image, path)
-        gray = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 / 255 = 257, rounded
+        gray = ((values.astype(np.uint32) + 128) // 257).astype(
+            np.uint8
+        )  # 65535 / 255 = 257, rounded
         return np.repeat(gray[..., None], 3, axis=2)
     try:
         # Over RGBA: a palette's transparent entries and premultiplied alpha have no direct way to RGB.
@@ -276,10 +325,14 @@ def read_image(path):
 def sixteen_bit_array(image, name="image"):
     """A PIL image of mode I;16..., or I with 16-bit values, as uint16 (H, W). ValueError for another range or mode F."""
     if image.mode == "F":
-        raise ValueError(f"{name}: floating-point pixels of unknown range; save it with 8 or 16 bits a channel")
+        raise ValueError(
+            f"{name}: floating-point pixels of unknown range; save it with 8 or 16 bits a channel"
+        )
     values = np.array(image)
     if values.size and (values.min() < 0 or values.max() > 65535):
-        raise ValueError(f"{name}: 32-bit pixels of unknown range; save it with 8 or 16 bits a channel")
+        raise ValueError(
+            f"{name}: 32-bit pixels of unknown range; save it with 8 or 16 bits a channel"
+        )
     return values.astype(np.uint16)
 
 
@@ -287,7 +340,9 @@ def write_image(path, array):
     """Write uint8 RGB (H, W, 3) as a PNG file, atomically. Raises ValueError for another suffix, shape or type."""
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise ValueError(f"{path}: images are written without loss, as PNG; give the name the suffix .png")
+        raise ValueError(
+            f"{path}: images are written without loss, as PNG; give the name the suffix .png"
+        )
     _check_array(array)
     with atomic_path(path) as temporary:
         Image.fromarray(np.ascontiguousarray(array)).save(temporary)
@@ -298,8 +353,17 @@ def write_image(path, array):
 
 
 def _check_array(array):
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+    if (
+        not isinstance(array, np.ndarray)
+        or array.dtype != np.uint8
+        or array.ndim != 3
+        or array.shape[2] != 3
+    ):
+        got = (
+            f"{array.dtype} {array.shape}"
+            if isinstance(array, np.ndarray)
+            else type(array).__name__
+        )
         raise ValueError(f"expected a uint8 RGB array of shape (H, W, 3), got {got}")
 
 
@@ -314,7 +378,9 @@ def to_array(tensor):
     if tensor.ndim == 4 and len(tensor) == 1:
         tensor = tensor[0]
     if tensor.ndim != 3 or len(tensor) != 3:
-        raise ValueError(f"expected one RGB image, (1, 3, H, W) or (3, H, W), got {tuple(tensor.shape)}")
+        raise ValueError(
+            f"expected one RGB image, (1, 3, H, W) or (3, H, W), got {tuple(tensor.shape)}"
+        )
     levels = tensor.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
     return np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy())
 
@@ -334,7 +400,9 @@ def compare(images, box=None, zoom=1):
         raise ValueError("no images to compare")
     sizes = {label: array.shape[:2] for label, array in images.items()}
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"images of several (H, W) cannot be compared pixel by pixel, enlarge them first: {sizes}")
+        raise ValueError(
+            f"images of several (H, W) cannot be compared pixel by pixel, enlarge them first: {sizes}"
+        )
     if zoom != int(zoom) or zoom < 1:
         raise ValueError(f"zoom must be a whole number of at least 1, got {zoom}")
     left, top, width, height = _check_box(box, *next(iter(sizes.values())))
@@ -345,12 +413,20 @@ def compare(images, box=None, zoom=1):
     captions = {label: ruler.multiline_textbbox((0, 0), str(label), font=font) for label in images}
     caption_height = max(bottom for _, _, _, bottom in captions.values()) + gap
     widths = [max(width * int(zoom), int(right) + 1) for _, _, right, _ in captions.values()]
-    sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) - 1), int(caption_height) + height * int(zoom)), "white")
+    sheet = Image.new(
+        "RGB",
+        (sum(widths) + gap * (len(widths) - 1), int(caption_height) + height * int(zoom)),
+        "white",
+    )
     draw = ImageDraw.Draw(sheet)
     x = 0
     for (label, array), column in zip(images.items(), widths, strict=True):
         _check_array(array)
-        part = array[top : top + height, left : left + width].repeat(int(zoom), axis=0).repeat(int(zoom), axis=1)
+        part = (
+            array[top : top + height, left : left + width]
+            .repeat(int(zoom), axis=0)
+            .repeat(int(zoom), axis=1)
+        )
         draw.multiline_text((x, 0), str(label), fill="black", font=font)
         sheet.paste(Image.fromarray(part), (x, int(caption_height)))
         x += column + gap
@@ -363,12 +439,21 @@ def mark_box(image, box, color=(255, 0, 0)):
     left, top, width, height = _check_box(box, *image.shape[:2])
     marked = Image.fromarray(image)
     thickness = max(1, min(image.shape[:2]) // 200)
-    ImageDraw.Draw(marked).rectangle((left, top, left + width - 1, top + height - 1), outline=color, width=thickness)
+    ImageDraw.Draw(marked).rectangle(
+        (left, top, left + width - 1, top + height - 1), outline=color, width=thickness
+    )
     return np.array(marked)
 
 
 def _check_box(box, image_height, image_width):
     left, top, width, height = box or (0, 0, image_width, image_height)
-    if min(left, top) < 0 or min(width, height) < 1 or left + width > image_width or top + height > image_height:
-        raise ValueError(f"box {box} (left, top, width, height) is not inside the {image_width} x {image_height} image")
+    if (
+        min(left, top) < 0
+        or min(width, height) < 1
+        or left + width > image_width
+        or top + height > image_height
+    ):
+        raise ValueError(
+            f"box {box} (left, top, width, height) is not inside the {image_width} x {image_height} image"
+        )
     return left, top, width, height

@@ -31,15 +31,36 @@ from models import Discriminator, SRResNet, load_generator  # noqa: E402
 from solver import GANSolver, PretrainSolver  # noqa: E402
 from utils import seed_everything, write_rows  # noqa: E402
 
-PAPER = dict(init="default", learning_rate=1e-4, schedule="constant", warmup_steps=0, ema_decay=0.0, optimizer="adam")
-RECIPE = dict(
-    init="interpolator", learning_rate=1e-3, schedule="cosine", warmup_steps=50, ema_decay=0.995, optimizer="muon"
+PAPER = dict(
+    init="default",
+    learning_rate=1e-4,
+    schedule="constant",
+    warmup_steps=0,
+    ema_decay=0.0,
+    optimizer="adam",
 )
-GAN = dict(content_loss="vgg22", content_weight=0.015, learning_rate=1e-4, schedule="constant", ema_decay=0.9)
+RECIPE = dict(
+    init="interpolator",
+    learning_rate=1e-3,
+    schedule="cosine",
+    warmup_steps=50,
+    ema_decay=0.995,
+    optimizer="muon",
+)
+GAN = dict(
+    content_loss="vgg22",
+    content_weight=0.015,
+    learning_rate=1e-4,
+    schedule="constant",
+    ema_decay=0.9,
+)
 ROWS = {  # name: (what, settings)
     "paper": ("the paper's recipe: constant rate 1e-4, Adam", PAPER),
     "interpolator": ("+ begun as an interpolator", {**PAPER, "init": "interpolator"}),
-    "rate": ("+ rate 1e-3, warm-up", {**RECIPE, "schedule": "constant", "ema_decay": 0.0, "optimizer": "adam"}),
+    "rate": (
+        "+ rate 1e-3, warm-up",
+        {**RECIPE, "schedule": "constant", "ema_decay": 0.0, "optimizer": "adam"},
+    ),
     "cosine": ("+ cosine to zero", {**RECIPE, "ema_decay": 0.0, "optimizer": "adam"}),
     "ema": ("+ averaged weights", {**RECIPE, "optimizer": "adam"}),
     "muon": ("+ Muon: the recipe", RECIPE),
@@ -51,8 +72,14 @@ ROWS = {  # name: (what, settings)
     "detail": ("the recipe, of two patches the one with more detail", {**RECIPE, "detail": True}),
     "float32": ("the recipe, all in float32", {**RECIPE, "mixed_precision": "no"}),
     "gan": ("SRGAN-VGG22, maximum pooling", GAN),
-    "gan no judge": ("SRGAN-VGG22, maximum pooling, no adversarial loss", {**GAN, "adversarial_weight": 0.0}),
-    "gan weight": ("SRGAN-VGG22, maximum pooling, content weight 0.1", {**GAN, "content_weight": 0.1}),
+    "gan no judge": (
+        "SRGAN-VGG22, maximum pooling, no adversarial loss",
+        {**GAN, "adversarial_weight": 0.0},
+    ),
+    "gan weight": (
+        "SRGAN-VGG22, maximum pooling, content weight 0.1",
+        {**GAN, "content_weight": 0.1},
+    ),
     "gan average": ("SRGAN-VGG22, average pooling", {**GAN, "vgg_pooling": "avg"}),
     "gan average frozen": (
         "SRGAN-VGG22, average pooling, upsampling frozen",
@@ -83,20 +110,28 @@ def train(settings, seed, patches):
     settings.update(epochs=2, batch_size=settings["batch_size"] * (1 + detail))
     seed_everything(seed)
     # Two epochs of half the patches, so that the crop can grow between them.
-    images = PatchDataset("data/lists/train.csv", seed=seed, patches_per_image=patches // 2 * (1 + detail))
+    images = PatchDataset(
+        "data/lists/train.csv", seed=seed, patches_per_image=patches // 2 * (1 + detail)
+    )
     images.crop_size = first_crop
     with tempfile.TemporaryDirectory() as folder:
-        networks = [load_generator(START), Discriminator()] if kind is GANSolver else [SRResNet(init=init)]
+        networks = (
+            [load_generator(START), Discriminator()] if kind is GANSolver else [SRResNet(init=init)]
+        )
         solver = kind(*networks, images, settings, f"{folder}/run")
         solver.fit(1)
         images.crop_size = 96
         solver.fit(2)
     scores = {"steps": solver.step, "seconds": round(solver.seconds)}
-    sets = {name: list(PairDataset(f"data/lists/{name}.csv")) for name in ("valid", "Set5", "Set14")}
+    sets = {
+        name: list(PairDataset(f"data/lists/{name}.csv")) for name in ("valid", "Set5", "Set14")
+    }
     sets["valid"] = [middle(*pair) for pair in sets["valid"]]
     extra = {"checkerboard": lambda lr, sr, hr: checkerboard(sr)}
     for name, pairs in sets.items():
-        rows = evaluate(solver.upscale, pairs, progress=False, extra=extra if name == "Set5" else None)
+        rows = evaluate(
+            solver.upscale, pairs, progress=False, extra=extra if name == "Set5" else None
+        )
         scores[name] = round(mean(rows)["psnr"], 3)
         if name == "Set5":
             scores["checkerboard"] = round(sum(row["checkerboard"] for row in rows) / len(rows), 2)
@@ -106,19 +141,35 @@ def train(settings, seed, patches):
 def middle(name, lr, hr, side=128):
     """The middle side x side pixels of a pair, in LR pixels."""
     top, left = (lr.shape[0] - side) // 2, (lr.shape[1] - side) // 2
-    return name, lr[top : top + side, left : left + side], hr[4 * top : 4 * (top + side), 4 * left : 4 * (left + side)]
+    return (
+        name,
+        lr[top : top + side, left : left + side],
+        hr[4 * top : 4 * (top + side), 4 * left : 4 * (left + side)],
+    )
 
 
 def work(name, seed, arguments):
     """One row in a process of its own, with one thread: two of them do more on two cores than one with both."""
-    command = [sys.executable, __file__, name, "--seeds", str(seed), "--patches", str(arguments.patches), "--worker"]
+    command = [
+        sys.executable,
+        __file__,
+        name,
+        "--seeds",
+        str(seed),
+        "--patches",
+        str(arguments.patches),
+        "--worker",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name}, seed {seed}: {done.stderr}")
-    return {"row": name, "what": ROWS[name][0], "seed": seed, "patches_per_image": arguments.patches} | json.loads(
-        done.stdout.splitlines()[-1]
-    )
+    return {
+        "row": name,
+        "what": ROWS[name][0],
+        "seed": seed,
+        "patches_per_image": arguments.patches,
+    } | json.loads(done.stdout.splitlines()[-1])
 
 
 def main():
@@ -126,7 +177,10 @@ def main():
     parser.add_argument("rows", nargs="*", help=f"of {', '.join(ROWS)}; none: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
-        "--patches", type=int, default=6, help="of each training image, 96 x 96, in all; an even number"
+        "--patches",
+        type=int,
+        default=6,
+        help="of each training image, 96 x 96, in all; an even number",
     )
     parser.add_argument("--output", default="results/ablations.csv")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -136,7 +190,11 @@ def main():
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
     os.chdir(ROOT)
     if arguments.worker:
-        print(json.dumps(train(dict(ROWS[arguments.rows[0]][1]), arguments.seeds[0], arguments.patches)))
+        print(
+            json.dumps(
+                train(dict(ROWS[arguments.rows[0]][1]), arguments.seeds[0], arguments.patches)
+            )
+        )
         return
 
     output, rows = Path(arguments.output), []
@@ -152,7 +210,9 @@ def main():
             rows.append(row)
             write_rows(output, rows)
             left = (time.monotonic() - begin) / k * (len(wanted) - k) / 60
-            shown = " ".join(str(row[column]) for column in ("valid", "Set5", "Set14", "checkerboard"))
+            shown = " ".join(
+                str(row[column]) for column in ("valid", "Set5", "Set14", "checkerboard")
+            )
             print(f"{row['what']:55} seed {row['seed']}: {shown}   ({left:.0f} min left)")
 
 

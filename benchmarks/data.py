@@ -55,7 +55,9 @@ class OpenedPerPatch(torch.utils.data.Dataset):
             patch = patch[:, ::-1] if flip & 1 else patch
             patch = patch[::-1] if flip & 2 else patch
             patch = patch.swapaxes(0, 1) if flip & 4 else patch
-            patches.append(torch.from_numpy(np.ascontiguousarray(patch)).permute(2, 0, 1).float().div(255))
+            patches.append(
+                torch.from_numpy(np.ascontiguousarray(patch)).permute(2, 0, 1).float().div(255)
+            )
         return tuple(patches)
 
 
@@ -65,10 +67,19 @@ def made_list(folder, count, height, width):
     tiled = np.tile(skimage_data.astronaut(), (3, 4, 1))
     rows = []
     for k in range(count):
-        hr = np.clip(tiled[:height, :width] + random.integers(-3, 4, (height, width, 3)), 0, 255).astype(np.uint8)
+        hr = np.clip(
+            tiled[:height, :width] + random.integers(-3, 4, (height, width, 3)), 0, 255
+        ).astype(np.uint8)
         write_image(f"{folder}/{k}.png", hr)
         write_image(f"{folder}/{k}x4.png", imresize(hr, 0.25))
-        rows.append({"hr": f"{folder}/{k}.png", "lr": f"{folder}/{k}x4.png", "width": width, "height": height})
+        rows.append(
+            {
+                "hr": f"{folder}/{k}.png",
+                "lr": f"{folder}/{k}x4.png",
+                "width": width,
+                "height": height,
+            }
+        )
     write_rows(f"{folder}/list.csv", rows)
     return f"{folder}/list.csv"
 
@@ -83,7 +94,9 @@ def seconds_per_patch(batches, patches):
 
 
 def speed(list_file, cache):
-    dataset = PatchDataset(list_file, crop_size=CROP, patches_per_image=20000 // len(read_list(list_file)), cache=cache)
+    dataset = PatchDataset(
+        list_file, crop_size=CROP, patches_per_image=20000 // len(read_list(list_file)), cache=cache
+    )
     opened = torch.utils.data.DataLoader(OpenedPerPatch(dataset), BATCH)
     ways = {
         "PNG files opened for every patch": (lambda: iter(opened), 32),
@@ -115,10 +128,14 @@ def memory(list_file, cache, folder):
         part = Path(folder) / f"{count}.csv"
         part.write_text("\n".join(lines[: count + 1]) + "\n")
         with contextlib.redirect_stdout(None):
-            open_store(read_list(part), folder=cache)  # decoded beforehand: only reading it is measured
+            open_store(
+                read_list(part), folder=cache
+            )  # decoded beforehand: only reading it is measured
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", MEMORY, str(part), cache]
-        out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+        out = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
         rss = eval(out[-1])
         size = sum(pair.width * pair.height * 3 * 17 / 16 for pair in read_list(part)) / 2**20
         print(
@@ -132,9 +149,16 @@ def main():
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         large, many = Path("data/lists/DIV2K_valid.csv"), Path("data/lists/train.csv")
-        speed(large if large.exists() else made_list(f"{folder}/large", 3, 1356, 2040), f"{folder}/cache")
+        speed(
+            large if large.exists() else made_list(f"{folder}/large", 3, 1356, 2040),
+            f"{folder}/cache",
+        )
         if Path("/proc/self/status").exists():
-            memory(many if many.exists() else made_list(f"{folder}/many", 290, 512, 512), f"{folder}/cache", folder)
+            memory(
+                many if many.exists() else made_list(f"{folder}/many", 290, 512, 512),
+                f"{folder}/cache",
+                folder,
+            )
 
 
 if __name__ == "__main__":

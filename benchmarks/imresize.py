@@ -61,7 +61,12 @@ def torchvision_method():
 def methods():
     """Return (name, from an array (H, W, C) to the input, the call that is timed, from its output to an array)."""
     found = [
-        ("imresize (ours)", lambda x: x, lambda x, size, **options: imresize(x, size, **options), lambda out: out),
+        (
+            "imresize (ours)",
+            lambda x: x,
+            lambda x, size, **options: imresize(x, size, **options),
+            lambda out: out,
+        ),
         torchvision_method(),
         (
             "Pillow bicubic",
@@ -125,8 +130,13 @@ def exactness():
             for hr, lr in tqdm(found, desc=method, leave=False):
                 sr = finish(call(prepare(hr), lr.shape[:2], **options)).astype(np.int16)
                 difference = np.abs(sr - lr)
-                differing, largest = differing + np.count_nonzero(difference), max(largest, difference.max())
-            print(f"  {method:<54}{100 * (1 - differing / values):8.3f} %  ({largest}); {differing:,} differ")
+                differing, largest = (
+                    differing + np.count_nonzero(difference),
+                    max(largest, difference.max()),
+                )
+            print(
+                f"  {method:<54}{100 * (1 - differing / values):8.3f} %  ({largest}); {differing:,} differ"
+            )
 
 
 def medians(calls):
@@ -157,15 +167,25 @@ def speed():
     found = methods()
     names = [name for name, *_ in found]
     for height, width in ((768, 1024), (1356, 2040)):
-        image, size = rng.integers(0, 256, (height, width, 3), dtype=np.uint8), (height // 4, width // 4)
+        image, size = (
+            rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+            (height // 4, width // 4),
+        )
         calls = [one_by_one(call, [prepare(image)], size) for _, prepare, call, _ in found]
         report(f"{width}x{height}, uint8 RGB, to 1/4", names, medians(calls))
     crops = [rng.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(64)]
     batch = torch.cat([as_tensor(crop) for crop in crops]).contiguous()
-    calls = [one_by_one(call, [batch], (24, 24)) for _, _, call, _ in found[:2]]  # these two take a batch
-    calls += [one_by_one(call, [prepare(crop) for crop in crops], (24, 24)) for _, prepare, call, _ in found[2:]]
+    calls = [
+        one_by_one(call, [batch], (24, 24)) for _, _, call, _ in found[:2]
+    ]  # these two take a batch
+    calls += [
+        one_by_one(call, [prepare(crop) for crop in crops], (24, 24))
+        for _, prepare, call, _ in found[2:]
+    ]
     report(
-        "64 crops of 96x96, uint8 RGB, to 1/4 (the first two: one batch; the others: one by one)", names, medians(calls)
+        "64 crops of 96x96, uint8 RGB, to 1/4 (the first two: one batch; the others: one by one)",
+        names,
+        medians(calls),
     )
 
 

@@ -21,7 +21,11 @@ sys.path.insert(0, str(ROOT))
 
 SHARE = {"cpu": 4, "cuda": 16}  # patches of 96 x 96 that each process has of a batch
 STEPS = 10  # that are timed, after one to warm up
-LINKS = {"NVLink (H100)": 450e9, "PCIe 4.0 x16": 25e9, "100 Gbit/s Ethernet": 12.5e9}  # bytes a second, each direction
+LINKS = {
+    "NVLink (H100)": 450e9,
+    "PCIe 4.0 x16": 25e9,
+    "100 Gbit/s Ethernet": 12.5e9,
+}  # bytes a second, each direction
 
 
 def make_list(folder):
@@ -33,7 +37,9 @@ def make_list(folder):
     for k in range(8):
         for name, side in ((f"{k}.png", 384), (f"{k}_lr.png", 96)):
             write_image(folder / name, rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
-        rows.append(f"{(folder / str(k)).as_posix()}.png,{(folder / str(k)).as_posix()}_lr.png,384,384")
+        rows.append(
+            f"{(folder / str(k)).as_posix()}.png,{(folder / str(k)).as_posix()}_lr.png,384,384"
+        )
     (folder / "list.csv").write_text("\n".join(rows))
 
 
@@ -51,7 +57,9 @@ def work(folder):
     settings = dict(batch_size=batch_size)
     pretrain = PretrainSolver(SRResNet(), dataset, settings, folder / "srresnet")
     seconds = {"SRResNet": pretrain.measure(STEPS)}
-    gan = GANSolver(SRResNet(), Discriminator(), dataset, dict(settings, content_loss="mse"), folder / "srgan")
+    gan = GANSolver(
+        SRResNet(), Discriminator(), dataset, dict(settings, content_loss="mse"), folder / "srgan"
+    )
     seconds["SRGAN"] = gan.measure(STEPS)
     if gan.is_main:
         print(json.dumps({"batch_size": batch_size, "device": str(gan.device), "seconds": seconds}))
@@ -66,10 +74,17 @@ def run(folder, processes):
     for rank in range(processes):
         env = dict(os.environ, OMP_NUM_THREADS="1")
         if processes > 1:
-            env.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes))
+            env.update(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(processes),
+                LOCAL_WORLD_SIZE=str(processes),
+            )
             env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         command = [sys.executable, __file__, str(folder)]
-        workers.append(subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+        workers.append(
+            subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        )
     outputs = [worker.communicate()[0] for worker in workers]
     if any(worker.returncode for worker in workers):
         raise RuntimeError("a process failed; its message stands above")
@@ -87,7 +102,10 @@ def main():
         one, many = run(folder, 1), run(folder, processes)
     size = {
         name: 4 * sum(p.numel() for network in networks for p in network.parameters())
-        for name, networks in {"SRResNet": [SRResNet()], "SRGAN": [SRResNet(), Discriminator()]}.items()
+        for name, networks in {
+            "SRResNet": [SRResNet()],
+            "SRGAN": [SRResNet(), Discriminator()],
+        }.items()
     }
     for stage in size:
         speeds = [run["batch_size"] / run["seconds"][stage] for run in (one, many)]
@@ -99,7 +117,9 @@ def main():
     # A ring all-reduce of n processes carries 2 (n - 1) / n of the gradients over each link.
     for stage, bytes_ in size.items():
         moved = 2 * 7 / 8 * bytes_
-        times = ", ".join(f"{1e3 * moved / speed:.2f} ms over {link}" for link, speed in LINKS.items())
+        times = ", ".join(
+            f"{1e3 * moved / speed:.2f} ms over {link}" for link, speed in LINKS.items()
+        )
         print(
             f"{stage}, 8 GPUs: {bytes_ / 1e6:.1f} MB of gradients, {moved / 1e6:.1f} MB over each link a step: {times}"
         )

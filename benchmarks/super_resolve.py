@@ -55,8 +55,19 @@ print(before / 1e6, (peak - before) / 1e6, time.perf_counter() - start)
 
 def memory(source, folder, num_blocks, num_channels, tile):
     """(framework, beyond it) in MB, and seconds, of a process that enlarges the file `source`."""
-    command = [sys.executable, "-c", MEMORY, source, folder / "out.png", num_blocks, num_channels, tile]
-    run = subprocess.run([str(part) for part in command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    command = [
+        sys.executable,
+        "-c",
+        MEMORY,
+        source,
+        folder / "out.png",
+        num_blocks,
+        num_channels,
+        tile,
+    ]
+    run = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
     return [float(value) for value in run.stdout.split()]
 
 
@@ -79,10 +90,14 @@ def whole(generator, image):
 
 
 def main():
-    paper = load_generator(sys.argv[1]) if len(sys.argv) > 1 else SRResNet(init="interpolator").eval()
+    paper = (
+        load_generator(sys.argv[1]) if len(sys.argv) > 1 else SRResNet(init="interpolator").eval()
+    )
     paper.to(memory_format=torch.channels_last)
     tile = _tile_size(paper, "auto", None)
-    print(f"pieces of {tile} x {tile} LR pixels for the paper's network, {torch.get_num_threads()} threads")
+    print(
+        f"pieces of {tile} x {tile} LR pixels for the paper's network, {torch.get_num_threads()} threads"
+    )
 
     side = tile + 80  # of a piece with its neighbourhood
     # What the paper's network has not gone through, but would hold: the rest of the source and of a row of pieces.
@@ -98,7 +113,10 @@ def main():
         ]:
             Image.fromarray(photograph(height, width)).save(folder / "in.png", compress_level=1)
             framework, beyond, duration = memory(folder / "in.png", folder, blocks, channels, piece)
-            print(f"{name:>44}: {framework:6.0f} {beyond + unseen / 1e6:6.0f} {duration:6.0f} s", flush=True)
+            print(
+                f"{name:>44}: {framework:6.0f} {beyond + unseen / 1e6:6.0f} {duration:6.0f} s",
+                flush=True,
+            )
 
     # Large enough for four pieces, small enough for the whole at once (about 8 GB).
     print("\nIn pieces against at once (at most +15 %):")
@@ -107,7 +125,9 @@ def main():
     for name, generator in (("16 blocks, 16 channels", slim), ("paper", paper)):
         for _ in range(2 if generator is slim else 1):
             at_once, expected = seconds(lambda g=generator: whole(g, image))
-            in_pieces, result = seconds(lambda g=generator: super_resolve(g, image, tile=tile, progress=False))
+            in_pieces, result = seconds(
+                lambda g=generator: super_resolve(g, image, tile=tile, progress=False)
+            )
             print(
                 f"{name}: {image.shape[1]} x {image.shape[0]} at once {at_once:.1f} processor s, in pieces {in_pieces:.1f} "
                 f"({100 * (in_pieces / at_once - 1):+.0f} %), equal: {np.array_equal(expected, result)}"

@@ -124,14 +124,29 @@ def product_rate(device):
     size = 8192 if device.type == "cuda" else 2048
     dtype = torch.bfloat16 if computes_in_bf16(device) else torch.float32
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / min(seconds(lambda: a @ b, 5, device) for _ in range(3)), str(dtype).removeprefix("torch.")
+    return 2 * size**3 / min(seconds(lambda: a @ b, 5, device) for _ in range(3)), str(
+        dtype
+    ).removeprefix("torch.")
 
 
 def run(which, arguments):
     """One loop in a process of its own."""
-    command = [sys.executable, __file__, "--which", which, "--list", arguments.list, "--batch", str(arguments.batch)]
+    command = [
+        sys.executable,
+        __file__,
+        "--which",
+        which,
+        "--list",
+        arguments.list,
+        "--batch",
+        str(arguments.batch),
+    ]
     out = subprocess.run(
-        [*command, "--steps", str(arguments.steps)], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+        [*command, "--steps", str(arguments.steps)],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     return json.loads(out.stdout.splitlines()[-1])
 
@@ -140,7 +155,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=6, help="timed steps of each measurement")
-    parser.add_argument("--rounds", type=int, default=2, help="of both loops in turn; the fastest counts")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="of both loops in turn; the fastest counts"
+    )
     parser.add_argument("--list", default="data/lists/train.csv")
     parser.add_argument("--which", choices=("plain", "ours"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -154,9 +171,13 @@ def main():
             dataset = PatchDataset(arguments.list, cache=arguments.which == "ours")
             print(json.dumps(loop(dataset, arguments.batch, arguments.steps, device)))
             return
-        rounds = [{which: run(which, arguments) for which in ("plain", "ours")} for _ in range(arguments.rounds)]
+        rounds = [
+            {which: run(which, arguments) for which in ("plain", "ours")}
+            for _ in range(arguments.rounds)
+        ]
     best = {
-        which: {what: min(r[which][what] for r in rounds) for what in ("step", "loop")} for which in ("plain", "ours")
+        which: {what: min(r[which][what] for r in rounds) for what in ("step", "loop")}
+        for which in ("plain", "ours")
     }
     print(
         f"\nSRResNet, batches of {arguments.batch} patches of {CROP} x {CROP}, {device_name(device)}, best of {arguments.rounds}:"

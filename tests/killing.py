@@ -41,7 +41,9 @@ def run_killed(function, modules, at):
             os._exit(1)
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the function failed before it was killed"
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, (
+        "the function failed before it was killed"
+    )
     return os.WIFSIGNALED(status)
 
 

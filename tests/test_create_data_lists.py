@@ -34,7 +34,9 @@ def make_pair(hr, lr, height=100, width=120):
 
 def names(table, name):
     row = next(row for row in table if row["set"] == name)
-    return [pair.name for pair in read_list(row["list"])], {Path(k).name: v for k, v in row["skipped"].items()}
+    return [pair.name for pair in read_list(row["list"])], {
+        Path(k).name: v for k, v in row["skipped"].items()
+    }
 
 
 def quiet(*arguments, **keywords):
@@ -68,8 +70,14 @@ def test_official_layouts_are_found():
     assert not any(row["skipped"] for row in table)
     text = Path("data/lists/train.csv").read_text().splitlines()
     assert text[0] == "hr,lr,width,height"
-    assert text[1] == "data/DIV2K_train_HR/0001.png,data/DIV2K_train_LR_bicubic/X4/0001x4.png,120,100"
-    assert names(table, "Urban100")[0] == ["img_1_SRF_4", "img_2_SRF_4", "img_10_SRF_4"]  # natural order
+    assert (
+        text[1] == "data/DIV2K_train_HR/0001.png,data/DIV2K_train_LR_bicubic/X4/0001x4.png,120,100"
+    )
+    assert names(table, "Urban100")[0] == [
+        "img_1_SRF_4",
+        "img_2_SRF_4",
+        "img_10_SRF_4",
+    ]  # natural order
     assert sorted(os.listdir("data/lists")) == sorted(f"{row['set']}.csv" for row in table)
 
 
@@ -118,7 +126,16 @@ def test_lists_of_images_elsewhere_have_relative_paths(monkeypatch):
 
 
 def test_natural_order():
-    ordered = ["2.png", "10.png", "a.png", "img1.png", "img01.png", "img2.png", "img10.png", "img10b.png"]
+    ordered = [
+        "2.png",
+        "10.png",
+        "a.png",
+        "img1.png",
+        "img01.png",
+        "img2.png",
+        "img10.png",
+        "img10b.png",
+    ]
     shuffled = random.Random(0).sample(ordered, len(ordered))
     assert [name for name in sorted(shuffled, key=natural_order) if "01" not in name] == [
         name for name in ordered if "01" not in name
@@ -202,7 +219,9 @@ def test_orientation_of_a_camera_is_followed():
     Image.fromarray(picture(100, 121)).save("data/set_HR/turned.jpg", exif=exif)
     Image.fromarray(picture(100, 121)).save("data/set_HR/turned_too.png", exif=exif)
     quiet()
-    for pair, (_, lr, hr) in zip(read_list("data/lists/set.csv"), PairDataset("data/lists/set.csv"), strict=True):
+    for pair, (_, lr, hr) in zip(
+        read_list("data/lists/set.csv"), PairDataset("data/lists/set.csv"), strict=True
+    ):
         assert (pair.width, pair.height) == (100, 121)
         assert hr.shape == (120, 100, 3) and lr.shape == (30, 25, 3)
 
@@ -211,7 +230,10 @@ def test_empty_set_is_an_error_but_the_others_are_listed():
     Path("data/Set5/HR").mkdir(parents=True)
     write_image("data/small_HR/a.png", picture(50, 50))
     make_pair("data/Set14/HR/a.png", "data/Set14/LR/a.png")
-    with pytest.raises(ValueError, match=r"Set5/HR: no image of it can be used, it has none(.|\n)*small(.|\n)*50 x 50"):
+    with pytest.raises(
+        ValueError,
+        match=r"Set5/HR: no image of it can be used, it has none(.|\n)*small(.|\n)*50 x 50",
+    ):
         quiet()
     assert os.listdir("data/lists") == ["Set14.csv"]
     assert names(quiet(folders=["data/small_HR"], crop_size=48), "small")[0] == ["a"]
@@ -261,7 +283,9 @@ def test_lr_images_are_made_from_the_whole_image_cut_to_a_multiple_of_4():
     }.items():
         (pair,) = read_list(f"data/lists/{list_name}.csv")
         hr = read_image(pair.hr)
-        expected = imresize(hr[: len(hr) // 4 * 4, : hr.shape[1] // 4 * 4], 0.25, padding="symmetric")
+        expected = imresize(
+            hr[: len(hr) // 4 * 4, : hr.shape[1] // 4 * 4], 0.25, padding="symmetric"
+        )
         assert pair.lr == lr and np.array_equal(read_image(lr), expected)
         assert (pair.width, pair.height) == (hr.shape[1], hr.shape[0])
 
@@ -272,15 +296,22 @@ def test_lr_images_are_made_once_and_again_when_their_hr_image_changes(monkeypat
     quiet()
     made = []
     write = lists.write_image
-    monkeypatch.setattr(lists, "write_image", lambda path, array: made.append(path.name) or write(path, array))
+    monkeypatch.setattr(
+        lists, "write_image", lambda path, array: made.append(path.name) or write(path, array)
+    )
     quiet()
     assert not made
     later = Path("data/photos_LR_bicubic/X4/ax4.png").stat().st_mtime_ns + 10**9
     write_image("data/photos_HR/a.png", picture(seed=1))
     os.utime("data/photos_HR/a.png", ns=(later, later))
     write_image("data/photos_HR/new.png", picture())
-    assert names(quiet(), "train")[0] == ["a", "b", "new"] and sorted(made) == ["ax4.png", "newx4.png"]
-    assert np.array_equal(read_image("data/photos_LR_bicubic/X4/ax4.png"), imresize(picture(seed=1), 0.25))
+    assert names(quiet(), "train")[0] == ["a", "b", "new"] and sorted(made) == [
+        "ax4.png",
+        "newx4.png",
+    ]
+    assert np.array_equal(
+        read_image("data/photos_LR_bicubic/X4/ax4.png"), imresize(picture(seed=1), 0.25)
+    )
 
 
 def test_given_lr_images_are_never_written_over():
@@ -291,7 +322,9 @@ def test_given_lr_images_are_never_written_over():
     os.utime("data/set/HR/a.png", ns=(later, later))
     found, skipped = names(quiet(), "set")
     assert found == ["a"] and "no LR image" in skipped["b.png"]
-    assert os.listdir("data/set/LR") == ["a.png"] and Path("data/set/LR/a.png").read_bytes() == given
+    assert (
+        os.listdir("data/set/LR") == ["a.png"] and Path("data/set/LR/a.png").read_bytes() == given
+    )
 
 
 def test_damaged_hr_image_gets_no_lr_image():
@@ -323,7 +356,9 @@ def check_kills(kills, seed):
         os.chdir(here)
         run(folder)
         os.chdir(here)
-        return {path: data for path, data in contents(Path(folder)).items() if "photos_HR" not in path}
+        return {
+            path: data for path, data in contents(Path(folder)).items() if "photos_HR" not in path
+        }
 
     expected = outcome("undisturbed")
     assert len(expected) == 8 + 2  # the LR images, the marker beside them, the list
@@ -354,9 +389,15 @@ def test_killed_while_making_lr_images_at_many_moments():
 
 def test_embedded_photographs():
     table = embedded_photographs(progress=False)
-    assert {row["set"]: row["images"] for row in table} == {"train": 10, "valid": 1, "embedded_test": 2}
+    assert {row["set"]: row["images"] for row in table} == {
+        "train": 10,
+        "valid": 1,
+        "embedded_test": 2,
+    }
     held_out = {
-        pair.name for name in ("valid", "embedded_test") for pair in read_list(f"data/embedded/lists/{name}.csv")
+        pair.name
+        for name in ("valid", "embedded_test")
+        for pair in read_list(f"data/embedded/lists/{name}.csv")
     }
     assert held_out == {"rocket", "chelsea", "coffee"}
     train = {pair.name for pair in read_list("data/embedded/lists/train.csv")}
@@ -373,7 +414,9 @@ def test_command_line(capsys):
     write_image("data/photos_HR/b.png", picture(50, 50))
     assert main([]) == 0
     out = capsys.readouterr().out
-    assert "data/lists/train.csv" in out and "skipped in train: data/photos_HR/b.png: 50 x 50" in out
+    assert (
+        "data/lists/train.csv" in out and "skipped in train: data/photos_HR/b.png: 50 x 50" in out
+    )
     assert main(["nowhere"]) == 1
     assert "error: nowhere: no such folder" in capsys.readouterr().err
     assert main(["data/photos_HR", "--crop-size", "48", "--out", "other", "--verify"]) == 0

@@ -28,13 +28,22 @@ def make_list(tmp_path, monkeypatch):
     def make(sizes=SIZES, cut=(0, 0), name="list"):
         rows = []
         for k, (h, w) in enumerate(sizes):
-            lr = np.stack(np.broadcast_arrays(np.arange(h)[:, None], np.arange(w), k), axis=2).astype(np.uint8)
+            lr = np.stack(
+                np.broadcast_arrays(np.arange(h)[:, None], np.arange(w), k), axis=2
+            ).astype(np.uint8)
             hr = lr.repeat(4, axis=0).repeat(4, axis=1)
-            hr = np.pad(hr, ((0, cut[0]), (0, cut[1]), (0, 0)), constant_values=255)  # odd sizes: to be cut off again
+            hr = np.pad(
+                hr, ((0, cut[0]), (0, cut[1]), (0, 0)), constant_values=255
+            )  # odd sizes: to be cut off again
             write_image(f"images/{k}_HR.png", hr)
             write_image(f"images/{k}.png", lr)
             rows.append(
-                {"hr": f"images/{k}_HR.png", "lr": f"images/{k}.png", "width": hr.shape[1], "height": hr.shape[0]}
+                {
+                    "hr": f"images/{k}_HR.png",
+                    "lr": f"images/{k}.png",
+                    "width": hr.shape[1],
+                    "height": hr.shape[0],
+                }
             )
         write_rows(f"{name}.csv", rows)
         return f"{name}.csv"
@@ -50,7 +59,9 @@ def levels(images):
 def equal(batches, others):
     batches, others = list(batches), list(others)
     return len(batches) == len(others) and all(
-        torch.equal(a, b) for one, two in zip(batches, others, strict=True) for a, b in zip(one, two, strict=True)
+        torch.equal(a, b)
+        for one, two in zip(batches, others, strict=True)
+        for a, b in zip(one, two, strict=True)
     )
 
 
@@ -67,14 +78,19 @@ def test_an_epoch_has_as_many_patches_of_every_image():
 def test_all_positions_and_orientations_are_equally_likely():
     plan = epoch_plan([(12, 10)], 6, 14000, 3, 1, 1)
     for values, bins in (
-        (plan.top * 5 + plan.left, 7 * 5),  # 7 x 5 positions: the last row and the last column of the image are reached
+        (
+            plan.top * 5 + plan.left,
+            7 * 5,
+        ),  # 7 x 5 positions: the last row and the last column of the image are reached
         (plan.flip, 8),
         (plan.flip * 7 + plan.top, 8 * 7),
     ):
         counts = np.bincount(values)
         assert len(counts) == bins
         chi_square = ((counts - 14000 / bins) ** 2).sum() / (14000 / bins)
-        assert abs(chi_square - (bins - 1)) < 4 * np.sqrt(2 * (bins - 1))  # its mean and standard deviation
+        assert abs(chi_square - (bins - 1)) < 4 * np.sqrt(
+            2 * (bins - 1)
+        )  # its mean and standard deviation
     assert plan.top.max() == 12 - 6 and plan.left.max() == 10 - 6
 
 
@@ -85,10 +101,14 @@ def test_position_depends_on_the_size_of_its_own_image():
         assert set(plan.left[plan.image == k]) == set(range(w - 6))
 
 
-@pytest.mark.parametrize("n, distinct", [(1, 1), (2, 1), (2, 2), (7, 3), (7, 6), (7, 7), (40, 20), (100, 64)])
+@pytest.mark.parametrize(
+    "n, distinct", [(1, 1), (2, 1), (2, 2), (7, 3), (7, 6), (7, 7), (40, 20), (100, 64)]
+)
 def test_neighbours_are_distinct_images_across_rounds_too(n, distinct):
     image = epoch_plan([(8, 8)] * n, 7, 30, 5, 2, distinct).image
-    assert all(len(set(image[i : i + distinct])) == distinct for i in range(len(image) - distinct + 1))
+    assert all(
+        len(set(image[i : i + distinct])) == distinct for i in range(len(image) - distinct + 1)
+    )
     assert all(sorted(order) == list(range(n)) for order in image.reshape(30, n))
 
 
@@ -98,7 +118,12 @@ def test_all_allowed_orders_of_a_round_are_equally_likely():
     for before, order in pairwise(rounds):
         places = tuple(before.tolist().index(k) for k in order)
         seen[places] = seen.get(places, 0) + 1
-    assert sorted(seen) == [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0)]  # all that do not begin with the last image
+    assert sorted(seen) == [
+        (0, 1, 2),
+        (0, 2, 1),
+        (1, 0, 2),
+        (1, 2, 0),
+    ]  # all that do not begin with the last image
     assert all(abs(count - 6000) < 4 * np.sqrt(6000) for count in seen.values())
 
 
@@ -124,7 +149,13 @@ def test_plan_is_a_function_of_seed_and_epoch(make_list):
     make_list()
     assert plan(0, 3) == plan(0, 3)
     different = [plan(0, 0), plan(0, 1), plan(1, 0), plan(1, 1)]
-    assert all(a[column] != b[column] for a in different for b in different if a is not b for column in range(4))
+    assert all(
+        a[column] != b[column]
+        for a in different
+        for b in different
+        if a is not b
+        for column in range(4)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -153,7 +184,9 @@ def test_patches_are_the_planned_ones(make_list, cache, cut):
 def test_batches_are_float_and_channels_last(make_list):
     dataset = PatchDataset(make_list(), crop_size=28)
     for batch in dataset.__getitems__([0, 1, 2]):
-        assert batch.dtype == torch.float32 and batch.is_contiguous(memory_format=torch.channels_last)
+        assert batch.dtype == torch.float32 and batch.is_contiguous(
+            memory_format=torch.channels_last
+        )
         assert batch.min() >= 0 and batch.max() <= 1
     lr, hr = dataset[1]
     assert lr.shape == (3, 7, 7) and hr.shape == (3, 28, 28) and len(dataset) == 700
@@ -206,7 +239,9 @@ def test_workers_change_nothing(make_list, method):
     dataset = PatchDataset(make_list(), crop_size=28, patches_per_image=4)
     dataset.set_epoch(1)
     alone = DataLoader(dataset, 5, collate_fn=datasets._same)
-    workers = DataLoader(dataset, 5, collate_fn=datasets._same, num_workers=2, multiprocessing_context=method)
+    workers = DataLoader(
+        dataset, 5, collate_fn=datasets._same, num_workers=2, multiprocessing_context=method
+    )
     assert equal(alone, workers)
 
 
@@ -220,21 +255,30 @@ def test_loader_with_workers_follows_the_epochs(make_list):
 @pytest.mark.parametrize("crop_size, batch_size", [(28, 4), (16, 32), (8, 1)])
 def test_resident_batches_are_bit_for_bit_the_same(make_list, crop_size, batch_size):
     dataset = PatchDataset(make_list(cut=(2, 3)), crop_size=crop_size, patches_per_image=20)
-    loaded, resident = PatchLoader(dataset, batch_size), PatchLoader(dataset, batch_size, resident=True)
+    loaded, resident = (
+        PatchLoader(dataset, batch_size),
+        PatchLoader(dataset, batch_size, resident=True),
+    )
     for epoch in (0, 7):
         assert equal(loaded.epoch(epoch), resident.epoch(epoch))
     assert equal(loaded.epoch(2, start=3), resident.epoch(2, start=3))
     _, hr = next(resident.epoch(0))
     assert hr.is_contiguous(memory_format=torch.channels_last) and hr.dtype == torch.float32
-    uncached = PatchDataset(dataset.list_file, crop_size=crop_size, patches_per_image=20, cache=False)
+    uncached = PatchDataset(
+        dataset.list_file, crop_size=crop_size, patches_per_image=20, cache=False
+    )
     assert equal(resident.epoch(1), PatchLoader(uncached, batch_size, resident=True).epoch(1))
 
 
 @pytest.mark.parametrize("resident", [False, True])
 def test_an_epoch_resumes_at_any_batch(make_list, resident):
-    loader = PatchLoader(PatchDataset(make_list(), crop_size=28, patches_per_image=5), 4, resident=resident)
+    loader = PatchLoader(
+        PatchDataset(make_list(), crop_size=28, patches_per_image=5), 4, resident=resident
+    )
     whole = list(loader.epoch(3))
-    assert len(whole) == len(loader) == 9 and len(whole[-1][0]) == 3  # 35 patches: the last batch is smaller
+    assert (
+        len(whole) == len(loader) == 9 and len(whole[-1][0]) == 3
+    )  # 35 patches: the last batch is smaller
     for start in range(10):
         assert equal(loader.epoch(3, start=start), whole[start:])
     assert not equal(loader.epoch(4), whole)
@@ -253,7 +297,9 @@ def test_processes_share_each_batch(make_list, resident, world_size):
     assert {len(share) for share in shares} == {len(loader(0, world_size))}
     seen = 0
     for batch, *parts in zip(alone.epoch(2), *shares, strict=True):
-        whole = len(batch[0]) // world_size * world_size  # every process gets equally many of the last batch
+        whole = (
+            len(batch[0]) // world_size * world_size
+        )  # every process gets equally many of the last batch
         seen += whole
         for side in (0, 1):
             merged = torch.stack([part[side] for part in parts], dim=1).flatten(0, 1)
@@ -261,10 +307,14 @@ def test_processes_share_each_batch(make_list, resident, world_size):
     assert seen == 35 // world_size * world_size
 
 
-@pytest.mark.parametrize("batch_size, rank, world_size", [(0, 0, 1), (3, 0, 2), (4, 2, 2), (4, -1, 2)])
+@pytest.mark.parametrize(
+    "batch_size, rank, world_size", [(0, 0, 1), (3, 0, 2), (4, 2, 2), (4, -1, 2)]
+)
 def test_loader_rejects_shares_that_do_not_exist(make_list, batch_size, rank, world_size):
     with pytest.raises(ValueError, match=r"batch_size|rank"):
-        PatchLoader(PatchDataset(make_list(), crop_size=28), batch_size, rank=rank, world_size=world_size)
+        PatchLoader(
+            PatchDataset(make_list(), crop_size=28), batch_size, rank=rank, world_size=world_size
+        )
 
 
 def test_nothing_is_resident_on_the_cpu_unless_asked(make_list, capsys):
@@ -292,7 +342,11 @@ def test_store_is_reused_and_never_stale(make_list, monkeypatch):
     store = open_store(pairs)
     decoded = []
     read_pair = datasets.read_pair
-    monkeypatch.setattr(datasets, "read_pair", lambda pair, scale: decoded.append(pair.name) or read_pair(pair, scale))
+    monkeypatch.setattr(
+        datasets,
+        "read_pair",
+        lambda pair, scale: decoded.append(pair.name) or read_pair(pair, scale),
+    )
     assert open_store(pairs) == store and not decoded
 
     lr = read_pair(pairs[2])[0]
@@ -321,13 +375,19 @@ def test_half_made_store_is_completed_and_damaged_parts_are_decoded_again(make_l
     offsets = datasets._offsets(pairs, 4)
     with open(folder / "pixels.partial", "r+b") as file:
         file.write(b"damaged")  # image 0, though the journal says that it is done
-    crcs = [datasets.zlib.crc32(whole[offsets[2 * i] : offsets[2 * i + 2]]) for i in range(len(pairs))]
+    crcs = [
+        datasets.zlib.crc32(whole[offsets[2 * i] : offsets[2 * i + 2]]) for i in range(len(pairs))
+    ]
     journal = "".join(f"{i} {crcs[i]:08x}\n" for i in (0, 1, 4))
     (folder / "journal.txt").write_text(journal + f"5 {crcs[5]:08x}")  # the last line is not whole
 
     decoded = []
     read_pair = datasets.read_pair
-    monkeypatch.setattr(datasets, "read_pair", lambda pair, scale: decoded.append(pair.name) or read_pair(pair, scale))
+    monkeypatch.setattr(
+        datasets,
+        "read_pair",
+        lambda pair, scale: decoded.append(pair.name) or read_pair(pair, scale),
+    )
     assert open_store(pairs, folder="other").read_bytes() == whole
     assert sorted(decoded) == ["0", "2", "3", "5", "6"]
 
@@ -395,8 +455,14 @@ def test_pairs_are_whole_images_cut_to_whole_lr_pixels(make_list):
         ("hr,lr,width,height\nimages/0_HR.png,images/0.png,40,48,1\n", "line 2"),
         ("hr,lr,width,height\nimages/0_HR.png,images/0.png,40,many\n", "line 2"),
         ("hr,lr,width,height\nimages/0_HR.png,,40,48\n", "line 2"),
-        ("hr,lr,width,height\nimages/9_HR.png,images/0.png,40,48\n", "images/9_HR.png: no such file.*bad.csv"),
-        ("hr,lr,width,height\nimages/0_HR.png,images/9.png,40,48\n", "images/9.png: no such file.*bad.csv"),
+        (
+            "hr,lr,width,height\nimages/9_HR.png,images/0.png,40,48\n",
+            "images/9_HR.png: no such file.*bad.csv",
+        ),
+        (
+            "hr,lr,width,height\nimages/0_HR.png,images/9.png,40,48\n",
+            "images/9.png: no such file.*bad.csv",
+        ),
     ],
 )
 @pytest.mark.parametrize("dataset", [PatchDataset, PairDataset])

@@ -18,9 +18,9 @@ import pytest
 from killing import contents, count_lines, run_killed
 from PIL import Image
 
-import download as module
+import tools.download as module
 from create_data_lists import main
-from download import SETS, Source, check, download, is_whole, pixel_digest
+from tools.download import SETS, Source, check, download, is_whole, pixel_digest
 
 
 class Server:
@@ -66,7 +66,8 @@ class Server:
         handler.send_header("Content-Length", str(fault.get("length", len(content)) - begin))
         if begin:
             handler.send_header(
-                "Content-Range", f"bytes {begin}-{len(content) - 1}/{fault.get('length', len(content))}"
+                "Content-Range",
+                f"bytes {begin}-{len(content) - 1}/{fault.get('length', len(content))}",
             )
         if etag:
             handler.send_header("ETag", etag)
@@ -113,7 +114,9 @@ def zipped(members):
     return out.getvalue()
 
 
-HR_ZIP = zipped({"mini_HR/": b"", **{k: v for k, v in IMAGES.items() if "HR" in k}, "readme.txt": b"hello"})
+HR_ZIP = zipped(
+    {"mini_HR/": b"", **{k: v for k, v in IMAGES.items() if "HR" in k}, "readme.txt": b"hello"}
+)
 LR_ZIP = zipped({f"somewhere/else/{k}": v for k, v in IMAGES.items() if "LR" in k})
 
 
@@ -123,8 +126,17 @@ def described(content):
 
 def mini(*mirrors, known=True, pixels=None, hr=HR_ZIP, lr=LR_ZIP):
     """A set in two archives."""
-    archives = {"hr.zip": described(hr) if known else (None, None), "lr.zip": described(lr) if known else (None, None)}
-    return {"mini": [Source(list(mirrors), {name: name for name in IMAGES}, archives, len(hr) + len(lr), pixels)]}
+    archives = {
+        "hr.zip": described(hr) if known else (None, None),
+        "lr.zip": described(lr) if known else (None, None),
+    }
+    return {
+        "mini": [
+            Source(
+                list(mirrors), {name: name for name in IMAGES}, archives, len(hr) + len(lr), pixels
+            )
+        ]
+    }
 
 
 def serve(server, place="/a", hr=HR_ZIP, lr=LR_ZIP):
@@ -164,7 +176,10 @@ def test_dropped_connections_are_continued(server, known, etag):
     if etag is None and not known:  # nothing would tell a changed file
         with pytest.raises(OSError, match=r"hr.zip.*without progress"):
             get(mini(url, known=known))
-        assert all(wanted is None for _, wanted in server.requests) and not Path("data/mini_HR").exists()
+        assert (
+            all(wanted is None for _, wanted in server.requests)
+            and not Path("data/mini_HR").exists()
+        )
         return
     get(mini(url, known=known))
     assert_whole()
@@ -205,7 +220,10 @@ def test_two_versions_of_a_file_are_never_joined(server):
     serve(server)
     get(mini(url, known=False))
     assert_whole()
-    assert server.requests[:2] == [("/a/hr.zip", "bytes=9000-"), ("/a/lr.zip", None)]  # the whole new file came
+    assert server.requests[:2] == [
+        ("/a/hr.zip", "bytes=9000-"),
+        ("/a/lr.zip", None),
+    ]  # the whole new file came
 
 
 @pytest.mark.parametrize("rubbish", [b"x" * 9000, b"x" * 200000, HR_ZIP[:-1] + b"x", HR_ZIP, b""])
@@ -314,7 +332,9 @@ def test_zip_bombs_are_not_unpacked(server):
     hr = zipped({"mini_HR/0.png": bytes(30_000_000)})
     with pytest.raises(OSError, match="too much for images"):
         get(mini(serve(server, hr=hr), hr=hr))
-    assert sum(path.stat().st_size for path in Path("data").rglob("*") if path.is_file()) < 1_000_000
+    assert (
+        sum(path.stat().st_size for path in Path("data").rglob("*") if path.is_file()) < 1_000_000
+    )
 
 
 def test_archive_without_all_images(server):
@@ -330,7 +350,11 @@ def test_images_one_by_one(server):
     server.files["/a/mini_HR/1.png"] = IMAGES["mini_HR/1.png"][:5000]
     server.files["/a/mini_HR/2.png"] = b"<html>moved</html>"
     digest = pixel_digest_of(IMAGES)
-    sets = {"mini": [Source([server.url + "/a", server.url + "/b"], {k: k for k in IMAGES}, {}, 1000, digest)]}
+    sets = {
+        "mini": [
+            Source([server.url + "/a", server.url + "/b"], {k: k for k in IMAGES}, {}, 1000, digest)
+        ]
+    }
     get(sets)
     assert_whole()
     assert sorted(path for path, _ in server.requests if path.startswith("/b")) == [
@@ -423,7 +447,9 @@ def test_unknown_set(server, function):
 def test_command_line(server, monkeypatch, capsys):
     for name in ("HR", "LR"):
         for k in range(1, 6):
-            server.files[f"/a/Set5/image_SRF_4/img_00{k}_SRF_4_{name}.png"] = png(k, 128 if name == "HR" else 32)
+            server.files[f"/a/Set5/image_SRF_4/img_00{k}_SRF_4_{name}.png"] = png(
+                k, 128 if name == "HR" else 32
+            )
     source = SETS["Set5"][0]._replace(pixels=None, mirrors=[])
     monkeypatch.setitem(SETS, "Set5", [source])
     assert main(["--download", "Set5", "--mirror", server.url + "/a"]) == 0
@@ -432,7 +458,9 @@ def test_command_line(server, monkeypatch, capsys):
     assert "not there: DIV2K_train" in out and "--download DIV2K_train DIV2K_valid Set14" in out
     assert main(["--check"]) == 0 and "all is as published" in capsys.readouterr().out
     Path("data/Set5/HR/baby.png").unlink()
-    assert main(["--check", "Set5"]) == 1 and "Set5/HR/baby.png: is missing" in capsys.readouterr().out
+    assert (
+        main(["--check", "Set5"]) == 1 and "Set5/HR/baby.png: is missing" in capsys.readouterr().out
+    )
     server.files.clear()
     assert main(["--download", "Set5", "--mirror", server.url + "/a"]) == 1
     assert "error: Set5: could not be fetched" in capsys.readouterr().err
@@ -454,7 +482,9 @@ def test_stopped_while_tidying_up(server):
 
 def test_folders_appear_at_once(server, monkeypatch):
     renamed, rename = [], os.rename
-    monkeypatch.setattr(os, "rename", lambda source, target: renamed.append(Path(target)) or rename(source, target))
+    monkeypatch.setattr(
+        os, "rename", lambda source, target: renamed.append(Path(target)) or rename(source, target)
+    )
     get(mini(serve(server)))
     assert renamed == [Path("data/mini_HR"), Path("data/mini_LR_bicubic")]
 
@@ -496,13 +526,24 @@ def test_killed_while_downloading_at_many_moments(server):
 
 def test_table_of_sets():
     counts = {name: len(sources[0].images) // 2 for name, sources in SETS.items()}
-    assert counts == {"DIV2K_train": 800, "DIV2K_valid": 100, "Set5": 5, "Set14": 14, "B100": 100, "Urban100": 100}
-    assert SETS["Set5"][0].images["Set5/image_SRF_4/img_003_SRF_4_LR.png"] == "Set5/LR/butterfly.png"
+    assert counts == {
+        "DIV2K_train": 800,
+        "DIV2K_valid": 100,
+        "Set5": 5,
+        "Set14": 14,
+        "B100": 100,
+        "Urban100": 100,
+    }
+    assert (
+        SETS["Set5"][0].images["Set5/image_SRF_4/img_003_SRF_4_LR.png"] == "Set5/LR/butterfly.png"
+    )
     assert "DIV2K_train_LR_bicubic/X4/0800x4.png" in SETS["DIV2K_train"][0].images.values()
     for sources in SETS.values():
         for source in sources:
             assert all(mirror.startswith("https://") for mirror in source.mirrors)
-            assert all(sha256 is None or len(sha256) == 64 for _, sha256 in source.archives.values())
+            assert all(
+                sha256 is None or len(sha256) == 64 for _, sha256 in source.archives.values()
+            )
 
 
 @pytest.mark.parametrize("name", ["Set5", "Set14"])

@@ -42,7 +42,9 @@ FAST_SCALES = st.sampled_from([1 / 4, 1 / 3, 1 / 2, 2, 3, 4])
 def golden_image(height, width):
     index = np.arange(height * width * 3, dtype=np.uint64)
     return (
-        ((index * np.uint64(2654435761) >> np.uint64(11)) % np.uint64(256)).astype(np.uint8).reshape(height, width, 3)
+        ((index * np.uint64(2654435761) >> np.uint64(11)) % np.uint64(256))
+        .astype(np.uint8)
+        .reshape(height, width, 3)
     )
 
 
@@ -109,7 +111,10 @@ def test_the_files_that_matlab_wrote(hr_folder, lr_folder, suffix, padding):
     scale=FAST_SCALES,
     options=st.fixed_dictionaries(
         {"padding": PADDINGS},
-        optional={"antialiasing": st.just(False), "kernel": st.sampled_from(["bilinear", "box", "lanczos2"])},
+        optional={
+            "antialiasing": st.just(False),
+            "kernel": st.sampled_from(["bilinear", "box", "lanczos2"]),
+        },
     ),
     small=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
@@ -160,7 +165,11 @@ def exact_line(line, out_length, scale, antialiasing, padding):
         u = x / scale + (1 - 1 / scale) / 2
         numerator = denominator = Fraction(0)
         for i in range(math.floor(u - 2 / shrink) - 1, math.ceil(u + 2 / shrink) + 2):
-            j = min(max(i, 1), n) if padding == "replicate" else [*range(1, n + 1), *range(n, 0, -1)][(i - 1) % (2 * n)]
+            j = (
+                min(max(i, 1), n)
+                if padding == "replicate"
+                else [*range(1, n + 1), *range(n, 0, -1)][(i - 1) % (2 * n)]
+            )
             k = exact_cubic(shrink * (u - i))
             numerator, denominator = numerator + k * line[j - 1], denominator + k
         out.append(numerator / denominator)
@@ -184,23 +193,32 @@ def test_any_size_against_rational_arithmetic(size, out_size, antialiasing, padd
         results = []
         for values in (exact, rounded):
             lines = values if axis == 1 else list(zip(*values, strict=True))
-            lines = [exact_line(line, out_size[axis], scale, antialiasing, padding) for line in lines]
+            lines = [
+                exact_line(line, out_size[axis], scale, antialiasing, padding) for line in lines
+            ]
             results.append(lines if axis == 1 else list(zip(*lines, strict=True)))
         exact = results[0]
         # Where a value is a half but for 1e-9, float64 may round either way, in MATLAB as here.
         ties |= any(abs(v % 1 - Fraction(1, 2)) < 1e-9 for row in results[1] for v in row)
-        rounded = [[Fraction(min(max(math.floor(v + Fraction(1, 2)), 0), 255)) for v in row] for row in results[1]]
+        rounded = [
+            [Fraction(min(max(math.floor(v + Fraction(1, 2)), 0), 255)) for v in row]
+            for row in results[1]
+        ]
     options = {"antialiasing": antialiasing, "padding": padding}
     out = imresize(image.astype(np.float64), out_size, **options)
     np.testing.assert_allclose(out, np.array(exact, dtype=np.float64), rtol=0, atol=1e-10)
     if not ties:
-        assert np.array_equal(imresize(image, out_size, **options), np.array(rounded, dtype=np.uint8))
+        assert np.array_equal(
+            imresize(image, out_size, **options), np.array(rounded, dtype=np.uint8)
+        )
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    scale=st.one_of(st.floats(0.05, 4), st.tuples(st.integers(1, 60), st.integers(1, 60)), FAST_SCALES),
+    scale=st.one_of(
+        st.floats(0.05, 4), st.tuples(st.integers(1, 60), st.integers(1, 60)), FAST_SCALES
+    ),
     kernel=st.sampled_from(["bicubic", "bilinear", "nearest", "box", "lanczos2", "lanczos3"]),
     dtype=st.sampled_from([np.uint8, np.uint16, np.float32, np.float64]),
     padding=PADDINGS,
@@ -210,12 +228,19 @@ def test_any_size_against_rational_arithmetic(size, out_size, antialiasing, padd
 def test_arrays_and_tensors_agree(size, scale, kernel, dtype, padding, antialiasing, seed):
     image = noise((*size, 3), dtype, seed)
     options = {"kernel": kernel, "padding": padding, "antialiasing": antialiasing}
-    array, tensor = imresize(image, scale, **options), to_array(imresize(to_tensor(image), scale, **options))
+    array, tensor = (
+        imresize(image, scale, **options),
+        to_array(imresize(to_tensor(image), scale, **options)),
+    )
     gray = imresize(np.asfortranarray(image[:, :, 1]), scale, **options)
     assert array.dtype == tensor.dtype == dtype and gray.shape == array.shape[:2]
-    assert array.shape[:2] == (scale if isinstance(scale, tuple) else tuple(math.ceil(scale * n) for n in size))
+    assert array.shape[:2] == (
+        scale if isinstance(scale, tuple) else tuple(math.ceil(scale * n) for n in size)
+    )
     np.testing.assert_array_equal(gray, array[:, :, 1])
-    np.testing.assert_allclose(tensor, array, rtol=0, atol={"u": 0, "f": 1e-5}[np.dtype(dtype).kind])
+    np.testing.assert_allclose(
+        tensor, array, rtol=0, atol={"u": 0, "f": 1e-5}[np.dtype(dtype).kind]
+    )
     # Weights sum to 1, whatever the kernel.
     np.testing.assert_allclose(imresize(np.full_like(image, 7), scale, **options), 7, rtol=1e-6)
 
@@ -223,7 +248,9 @@ def test_arrays_and_tensors_agree(size, scale, kernel, dtype, padding, antialias
 def test_other_kernels():
     row = np.array([[0.0, 10, 20, 60, 0, 0, 0, 0]])
     assert imresize(row, (1, 4), kernel="box").tolist() == [[5, 40, 0, 0]]
-    assert imresize(row, (1, 4), kernel="nearest").tolist() == [[10, 60, 0, 0]]  # of two equally near, the later one
+    assert imresize(row, (1, 4), kernel="nearest").tolist() == [
+        [10, 60, 0, 0]
+    ]  # of two equally near, the later one
     assert imresize(row, (1, 4), kernel="box", antialiasing=False).tolist() == [[10, 60, 0, 0]]
     assert imresize(np.array([[1.0, 2], [3, 4]]), 2, kernel="bilinear").tolist() == [
         [1, 1.25, 1.75, 2],
@@ -231,9 +258,14 @@ def test_other_kernels():
         [2.5, 2.75, 3.25, 3.5],
         [3, 3.25, 3.75, 4],
     ]
-    assert imresize(row, (1, 4), kernel="bilinear")[0, 1] == pytest.approx((10 + 3 * 20 + 3 * 60 + 0) / 8)
+    assert imresize(row, (1, 4), kernel="bilinear")[0, 1] == pytest.approx(
+        (10 + 3 * 20 + 3 * 60 + 0) / 8
+    )
     signal = noise((1, 45), np.float64)
-    for lobes in (2, 3):  # a third: output 7 (from 0) lies at pixel 22, and the kernel is three times as wide
+    for lobes in (
+        2,
+        3,
+    ):  # a third: output 7 (from 0) lies at pixel 22, and the kernel is three times as wide
         t = np.arange(-3 * lobes, 3 * lobes + 1) / 3
         weights = np.sinc(t) * np.sinc(t / lobes)
         expected = (weights * signal[0, 22 - 3 * lobes : 23 + 3 * lobes]).sum() / weights.sum()
@@ -261,7 +293,9 @@ def test_the_smaller_scale_goes_first():
     image = noise((40, 40))
     columns_first = imresize(imresize(image, (40, 10)), (20, 10))
     rows_first = imresize(imresize(image, (20, 40)), (20, 10))
-    assert np.array_equal(imresize(image, (20, 10)), columns_first) and not np.array_equal(columns_first, rows_first)
+    assert np.array_equal(imresize(image, (20, 10)), columns_first) and not np.array_equal(
+        columns_first, rows_first
+    )
 
 
 def test_sampling_follows_the_nominal_scale():
@@ -274,7 +308,9 @@ def test_gradients_are_the_transposed_operation():
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, 1, 7, 5, dtype=torch.float64, generator=generator, requires_grad=True)
     for scale in (1 / 2, 3, (4, 9)):
-        assert torch.autograd.gradcheck(lambda x, scale=scale: imresize(x, scale, padding="replicate"), x)
+        assert torch.autograd.gradcheck(
+            lambda x, scale=scale: imresize(x, scale, padding="replicate"), x
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -313,18 +349,25 @@ def test_the_input_is_left_alone_whatever_its_memory_layout():
     assert np.array_equal(imresize(image[::-1, ::-1], 1 / 4), expected[::-1, ::-1])
     assert np.array_equal(imresize(np.asfortranarray(image), 1 / 4), expected)
     assert np.array_equal(
-        imresize(noise((80, 80, 3))[3:67, 5:53], 1 / 4), imresize(noise((80, 80, 3))[3:67, 5:53].copy(), 1 / 4)
+        imresize(noise((80, 80, 3))[3:67, 5:53], 1 / 4),
+        imresize(noise((80, 80, 3))[3:67, 5:53].copy(), 1 / 4),
     )
     assert np.array_equal(image, before)
     tensor = to_tensor(image)
-    assert not np.shares_memory(imresize(image, 1), image) and imresize(tensor, 1).data_ptr() != tensor.data_ptr()
+    assert (
+        not np.shares_memory(imresize(image, 1), image)
+        and imresize(tensor, 1).data_ptr() != tensor.data_ptr()
+    )
     assert imresize(image, 1 / 4).flags.c_contiguous and imresize(tensor, 1 / 4).is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_memory_of_the_general_path(dtype):
     image = noise((678, 1020, 3), dtype)
-    intermediate, output = np.empty((177, 1020, 3), dtype).nbytes, np.empty((177, 266, 3), dtype).nbytes
+    intermediate, output = (
+        np.empty((177, 1020, 3), dtype).nbytes,
+        np.empty((177, 266, 3), dtype).nbytes,
+    )
     tracemalloc.start()
     imresize(image, 0.26)
     peak = tracemalloc.get_traced_memory()[1]
@@ -336,7 +379,9 @@ def test_memory_of_the_general_path(dtype):
 def test_memory_of_the_fast_path(size, tmp_path):
     image = noise((*size, 3))
     imresize(image, 1 / 4)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         imresize(image, 1 / 4)
     profile.export_chrome_trace(str(tmp_path / "trace.json"))
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
@@ -355,7 +400,9 @@ def test_works_without_pytorch():
         "print(hashlib.sha256(imresize(x, 1 / 4).tobytes()).hexdigest()[:16], imresize(x / 255, 4).shape)"
     )
     root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "1d5f54afb324eace (384, 384, 3)"
 
 

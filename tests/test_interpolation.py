@@ -9,8 +9,15 @@ from torch import nn
 
 import solver as solver_module
 from datasets import PairDataset
-from models import SRResNet, interpolate, load_generator, rebuild_generator, reestimate_batch_norm, save_generator
-from states import snapshots
+from models import (
+    SRResNet,
+    interpolate,
+    load_generator,
+    rebuild_generator,
+    reestimate_batch_norm,
+    save_generator,
+)
+from tools.checkpoints import snapshots
 from utils import to_array, to_tensor
 
 
@@ -53,7 +60,9 @@ def test_every_weight_and_statistic_is_mixed(alpha):
     mixture = interpolate(a, b, alpha)
     for key, value in mixture.state_dict().items():
         if value.is_floating_point():
-            expected = (1 - alpha) * a.state_dict()[key].double() + alpha * b.state_dict()[key].double()
+            expected = (1 - alpha) * a.state_dict()[key].double() + alpha * b.state_dict()[
+                key
+            ].double()
             torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-7)
     assert not mixture.training
     assert mixture.info == {"alpha": alpha, "a": {"step": 1}, "b": {"step": 2}}
@@ -64,7 +73,9 @@ def test_every_weight_and_statistic_is_mixed(alpha):
 
 
 def test_other_architectures_and_other_alphas_are_refused():
-    with pytest.raises(ValueError, match=r"'num_blocks': 2, 'num_channels': 8.*'num_blocks': 3, 'num_channels': 8"):
+    with pytest.raises(
+        ValueError, match=r"'num_blocks': 2, 'num_channels': 8.*'num_blocks': 3, 'num_channels': 8"
+    ):
         interpolate(trained(0), trained(0, blocks=3), 0.5)
     for alpha in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="alpha is 0"):
@@ -75,7 +86,9 @@ def test_the_mixture_takes_its_own_statistics():
     a, b = trained(0), trained(1)
     mixture = interpolate(a, b, 0.5, some_batches())
     assert equal(mixture, reestimate_batch_norm(interpolate(a, b, 0.5), some_batches()))
-    assert not torch.equal(mixture.after_blocks[1].running_mean, interpolate(a, b, 0.5).after_blocks[1].running_mean)
+    assert not torch.equal(
+        mixture.after_blocks[1].running_mean, interpolate(a, b, 0.5).after_blocks[1].running_mean
+    )
 
 
 # --- statistics ---
@@ -84,7 +97,9 @@ def test_the_mixture_takes_its_own_statistics():
 def test_statistics_are_plain_averages_over_the_batches():
     generator, batches, inputs = trained(0), some_batches(), []
     norm = generator.blocks[1].body[4]
-    hook = norm.register_forward_hook(lambda module, x, y: inputs.append(x[0].detach().transpose(0, 1).flatten(1)))
+    hook = norm.register_forward_hook(
+        lambda module, x, y: inputs.append(x[0].detach().transpose(0, 1).flatten(1))
+    )
     assert reestimate_batch_norm(generator, iter(batches)) is generator
     hook.remove()
     assert len(inputs) == 3
@@ -99,7 +114,9 @@ def test_with_one_batch_eval_mode_computes_what_train_mode_does():
     as_trained = copy.deepcopy(generator).train()(lr)
     assert (generator(lr) - as_trained).abs().max() > 1e-2
     # What remains: running variances are unbiased, n / (n - 1) times the batch's, n being 32 x 12 x 12.
-    torch.testing.assert_close(reestimate_batch_norm(generator, [lr])(lr), as_trained, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        reestimate_batch_norm(generator, [lr])(lr), as_trained, rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -110,10 +127,18 @@ def test_only_statistics_change(training):
     before = copy.deepcopy(generator.state_dict())
     reestimate_batch_norm(generator, some_batches())
     assert [module.training for module in generator.modules()] == modes
-    assert all(module.momentum == 0.1 for module in generator.modules() if isinstance(module, nn.BatchNorm2d))
-    changed = {key for key, value in generator.state_dict().items() if not torch.equal(value, before[key])}
+    assert all(
+        module.momentum == 0.1
+        for module in generator.modules()
+        if isinstance(module, nn.BatchNorm2d)
+    )
+    changed = {
+        key for key, value in generator.state_dict().items() if not torch.equal(value, before[key])
+    }
     assert changed == {
-        key for key in before if key.split(".")[-1] in ("running_mean", "running_var", "num_batches_tracked")
+        key
+        for key in before
+        if key.split(".")[-1] in ("running_mean", "running_var", "num_batches_tracked")
     }
     assert all(p.grad is None for p in generator.parameters())
 
@@ -146,13 +171,16 @@ def test_a_gan_is_saved_with_statistics_of_its_own_weights(images, tmp_path):  #
     saved = load_generator(tmp_path / "run.safetensors")
     assert equal(saved, expected) and not equal(saved, solver.ema)
     lr = PairDataset(images)[0][1]
-    assert (solver.upscale(lr) == to_array(saved(to_tensor(lr)))).all()  # what is validated is what is saved
+    assert (
+        solver.upscale(lr) == to_array(saved(to_tensor(lr)))
+    ).all()  # what is validated is what is saved
 
 
 def test_what_is_trained_does_not_depend_on_it(images, tmp_path):  # noqa: F811
     """Nor on how often it was asked for; and every way to the same step gives the same generator."""
     never, often = (
-        make("gan", images, tmp_path / name, batch_norm_batches=n) for name, n in (("never", 0), ("often", 2))
+        make("gan", images, tmp_path / name, batch_norm_batches=n)
+        for name, n in (("never", 0), ("often", 2))
     )
     plan = []
     original = solver_module.GANSolver._average
@@ -189,7 +217,9 @@ def test_snapshots_are_the_averages_in_the_states(images, tmp_path):  # noqa: F8
     solver = make("gan", images, tmp_path / "run", keep_every=1, keep_last=1)
     kept = []
     solver.fit(callback=lambda solver: kept.append((solver.step, copy.deepcopy(solver.ema))))
-    (tmp_path / "run" / f"state-000000099-{'0' * 16}.safetensors").write_bytes(b"of a disk that was full")
+    (tmp_path / "run" / f"state-000000099-{'0' * 16}.safetensors").write_bytes(
+        b"of a disk that was full"
+    )
     with pytest.warns(UserWarning, match="state-000000099.*is left out"):
         found = snapshots(tmp_path / "run")
     assert [step for step, _ in found] == [step for step, _ in kept] == [4, 8, 12]

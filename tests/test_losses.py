@@ -23,7 +23,9 @@ def two_images(size=16):
 
 def test_mse_is_in_the_papers_range():
     sr, hr = two_images()
-    assert losses.mse(sr, hr).item() == pytest.approx((((2 * sr - 1) - (2 * hr - 1)) ** 2).mean().item(), rel=1e-6)
+    assert losses.mse(sr, hr).item() == pytest.approx(
+        (((2 * sr - 1) - (2 * hr - 1)) ** 2).mean().item(), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0])
@@ -45,8 +47,13 @@ def phi_22_by_hand(image, weights):
     """(3, H, W) float64 in [0, 1] -> (128, H/2, W/2): convolutions by SciPy, one filter and one map at a time."""
 
     def convolution(x, index):
-        weight, bias = (weights[f"features.{index}.{kind}"].double().numpy() for kind in ("weight", "bias"))
-        sums = [sum(correlate(m, k, mode="constant") for m, k in zip(x, kernels, strict=True)) for kernels in weight]
+        weight, bias = (
+            weights[f"features.{index}.{kind}"].double().numpy() for kind in ("weight", "bias")
+        )
+        sums = [
+            sum(correlate(m, k, mode="constant") for m, k in zip(x, kernels, strict=True))
+            for kernels in weight
+        ]
         return np.maximum(np.stack(sums) + bias[:, None, None], 0)
 
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # ImageNet's
@@ -62,7 +69,10 @@ def test_phi_22_on_the_real_layers_equals_a_direct_computation():
     weights = torch.load(REAL_WEIGHTS, weights_only=True)
     loss, source = losses.content_loss("vgg22", REAL_WEIGHTS)
     sr, hr = two_images(12)
-    by_hand = [np.stack([phi_22_by_hand(image.double().numpy(), weights) for image in batch]) for batch in (sr, hr)]
+    by_hand = [
+        np.stack([phi_22_by_hand(image.double().numpy(), weights) for image in batch])
+        for batch in (sr, hr)
+    ]
     assert by_hand[0].shape == (2, 128, 6, 6)
     assert by_hand[0].std() > 0.1
     assert loss(sr, hr).item() == pytest.approx(((by_hand[0] - by_hand[1]) ** 2).mean(), rel=1e-4)
@@ -76,9 +86,14 @@ def test_phi_22_on_the_real_layers_equals_a_direct_computation():
 def test_a_content_loss_moves_the_generator_through_its_own_gradient_only(name, images, tmp_path):  # noqa: F811
     """With the adversarial weight 0, one step is Adam's on the content loss's gradient; nothing else gets one."""
     vgg_weights = None if name == "mse" else str(REAL_WEIGHTS)
-    settings = dict(content_loss=name, vgg_weights=vgg_weights, content_weight=3.0, adversarial_weight=0.0)
+    settings = dict(
+        content_loss=name, vgg_weights=vgg_weights, content_weight=3.0, adversarial_weight=0.0
+    )
     solver = make("gan", images, tmp_path / "run", **settings)
-    twin, discriminator = copy.deepcopy(solver.generator), copy.deepcopy(solver.bare("discriminator"))
+    twin, discriminator = (
+        copy.deepcopy(solver.generator),
+        copy.deepcopy(solver.bare("discriminator")),
+    )
     lr, hr = a_batch(images, 2)
     solver.training_step(lr, hr)
 
@@ -132,7 +147,9 @@ def test_a_generator_approaches_the_photograph_in_features():
 def test_a_weight_for_each_source():
     assert losses.content_weight(None, "mse", None) == 1.0
     assert losses.content_weight(None, "vgg54", "torchvision") == 0.5
-    assert losses.content_weight(None, "vgg54", "vgg19-dcbb9e9d.pth") == 0.5, "the same weights, downloaded by hand"
+    assert losses.content_weight(None, "vgg54", "vgg19-dcbb9e9d.pth") == 0.5, (
+        "the same weights, downloaded by hand"
+    )
     assert losses.content_weight(None, "vgg22", "vgg19_conv1_1_to_conv3_1.pth") == 0.015
     assert losses.content_weight(0.2, "vgg22", "torchvision") == 0.2
     with pytest.raises(ValueError, match="'papers'"):
@@ -140,7 +157,9 @@ def test_a_weight_for_each_source():
 
 
 def test_the_papers_weight_scales_the_features_by_a_twelfth(images, tmp_path):  # noqa: F811
-    assert losses.content_weight("paper", "vgg54", "torchvision") == pytest.approx(0.00615, abs=1e-5)
+    assert losses.content_weight("paper", "vgg54", "torchvision") == pytest.approx(
+        0.00615, abs=1e-5
+    )
     assert losses.content_weight("paper", "mse", None) == 1.0
     sr, hr = two_images()
     assert losses.PAPER_CONTENT_WEIGHT * ((sr - hr) ** 2).mean() == pytest.approx(
@@ -181,14 +200,21 @@ def test_a_healthy_training_is_left_in_peace():
 
 
 def test_what_passes_by_itself_is_not_told():
-    assert losses.health(rows(ratio=1e4, real=0.5, generated=0.5, steps=480)) == {}, "too early to judge"
-    start = rows(ratio=1e4, real=0.5, generated=0.5, steps=240)  # an untrained generator: at first all is content
+    assert losses.health(rows(ratio=1e4, real=0.5, generated=0.5, steps=480)) == {}, (
+        "too early to judge"
+    )
+    start = rows(
+        ratio=1e4, real=0.5, generated=0.5, steps=240
+    )  # an untrained generator: at first all is content
     later = [row for row in rows(steps=900) if row["step"] > 240]
     assert all(losses.health([*start, *later[:k]]) == {} for k in range(len(later)))
 
 
 def test_two_causes_are_two_messages():
-    assert list(losses.health(rows(ratio=0.4, real=1.0, generated=0.0))) == ["ratio low", "D has won"]
+    assert list(losses.health(rows(ratio=0.4, real=1.0, generated=0.0))) == [
+        "ratio low",
+        "D has won",
+    ]
 
 
 def test_the_solver_warns_once_of_each_cause(images, tmp_path, monkeypatch):  # noqa: F811
@@ -197,5 +223,9 @@ def test_the_solver_warns_once_of_each_cause(images, tmp_path, monkeypatch):  # 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         solver.fit()
-    told = [str(warning.message) for warning in caught if "content : adversarial" in str(warning.message)]
+    told = [
+        str(warning.message)
+        for warning in caught
+        if "content : adversarial" in str(warning.message)
+    ]
     assert len(told) == 1 and "step 4," in told[0] and "Divide content_weight" in told[0]

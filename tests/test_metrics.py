@@ -22,7 +22,9 @@ def pair():
 
 
 def test_luma_of_known_colours():
-    colours = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
+    colours = np.array(
+        [[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8
+    )
     assert np.allclose(metrics.rgb_to_y(colours), [[16, 235, 81.481, 144.553, 40.966]], atol=1e-12)
 
 
@@ -30,8 +32,12 @@ def test_psnr_is_the_formula_inside_the_border(pair):
     sr, hr = pair
     weights = np.array([65.481, 128.553, 24.966]) / 255
     error = sr.astype(float) @ weights - hr.astype(float) @ weights
-    assert metrics.psnr(sr, hr) == pytest.approx(10 * np.log10(255**2 / (error[4:-4, 4:-4] ** 2).mean()), abs=1e-9)
-    assert metrics.psnr(sr, hr, border=0) == pytest.approx(10 * np.log10(255**2 / (error**2).mean()), abs=1e-9)
+    assert metrics.psnr(sr, hr) == pytest.approx(
+        10 * np.log10(255**2 / (error[4:-4, 4:-4] ** 2).mean()), abs=1e-9
+    )
+    assert metrics.psnr(sr, hr, border=0) == pytest.approx(
+        10 * np.log10(255**2 / (error**2).mean()), abs=1e-9
+    )
 
 
 def test_ssim_is_wangs_formula_where_the_window_fits(pair):
@@ -41,13 +47,22 @@ def test_ssim_is_wangs_formula_where_the_window_fits(pair):
     window = np.outer(window, window) / window.sum() ** 2
 
     def blur(values):
-        return (np.lib.stride_tricks.sliding_window_view(values, (11, 11)) * window).sum(axis=(2, 3))
+        return (np.lib.stride_tricks.sliding_window_view(values, (11, 11)) * window).sum(
+            axis=(2, 3)
+        )
 
     mean_x, mean_y = blur(x), blur(y)
-    var_x, var_y, cov = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
+    var_x, var_y, cov = (
+        blur(x * x) - mean_x**2,
+        blur(y * y) - mean_y**2,
+        blur(x * y) - mean_x * mean_y,
+    )
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     expected = (
-        (2 * mean_x * mean_y + c1) * (2 * cov + c2) / (mean_x**2 + mean_y**2 + c1) / (var_x + var_y + c2)
+        (2 * mean_x * mean_y + c1)
+        * (2 * cov + c2)
+        / (mean_x**2 + mean_y**2 + c1)
+        / (var_x + var_y + c2)
     ).mean()
     assert metrics.ssim(sr, hr) == pytest.approx(expected, abs=1e-10)
 
@@ -94,9 +109,13 @@ def test_evaluate_streams_and_averages(pair):
             alive.append(name)
             yield name, hr[::4, ::4], hr
 
-    rows = metrics.evaluate(lambda lr: sr if alive == ["a"] else hr[:, ::-1], pairs(), progress=False)
+    rows = metrics.evaluate(
+        lambda lr: sr if alive == ["a"] else hr[:, ::-1], pairs(), progress=False
+    )
     assert [row["name"] for row in rows] == ["a", "b"]
-    assert rows[0]["psnr"] == metrics.psnr(sr, hr) and rows[1]["ssim"] == metrics.ssim(hr[:, ::-1], hr)
+    assert rows[0]["psnr"] == metrics.psnr(sr, hr) and rows[1]["ssim"] == metrics.ssim(
+        hr[:, ::-1], hr
+    )
     average = metrics.mean(rows)
     assert average["psnr"] == pytest.approx((rows[0]["psnr"] + rows[1]["psnr"]) / 2)
     assert average["ssim"] == pytest.approx((rows[0]["ssim"] + rows[1]["ssim"]) / 2)
@@ -115,9 +134,18 @@ def test_evaluate_names_the_image_that_fails(pair):
 def test_evaluate_adds_columns(pair):
     sr, hr = pair
     lr = hr[::4, ::4]
-    extra = {"blobs": lambda *images: images[0] is lr and images[1] is sr and images[2] is hr, "one": lambda *images: 1}
+    extra = {
+        "blobs": lambda *images: images[0] is lr and images[1] is sr and images[2] is hr,
+        "one": lambda *images: 1,
+    }
     (row,) = metrics.evaluate(lambda lr: sr, [("a", lr, hr)], progress=False, extra=extra)
-    assert row == {"name": "a", "psnr": metrics.psnr(sr, hr), "ssim": metrics.ssim(sr, hr), "blobs": True, "one": 1}
+    assert row == {
+        "name": "a",
+        "psnr": metrics.psnr(sr, hr),
+        "ssim": metrics.ssim(sr, hr),
+        "blobs": True,
+        "one": 1,
+    }
 
 
 # --- what betrays a GAN ---
@@ -145,7 +173,10 @@ def test_no_blobs_in_photographs_and_bicubic(photograph):
     assert metrics.find_artifacts(hr, lr) == []
     assert metrics.find_artifacts(imresize(lr, 4), lr) == []
     assert metrics.artifact_map(hr, lr).shape == lr.shape[:2]
-    assert metrics.artifact_map(hr, lr).max() < 1 and metrics.artifact_map(imresize(lr, 4), lr).max() < 2
+    assert (
+        metrics.artifact_map(hr, lr).max() < 1
+        and metrics.artifact_map(imresize(lr, 4), lr).max() < 2
+    )
 
 
 @pytest.mark.parametrize("colour", [(80, 0, 0), (-70, 40, -70), (60, 60, 60)])
@@ -154,17 +185,29 @@ def test_a_blob_is_found_where_it_is(photograph, colour):
     shift = (128 - hr[100:120, 60:80].mean((0, 1))) / 2  # so that the spot does not end at 0 or 255
     bright = (hr + shift).clip(0, 255).astype(np.uint8)
     lr = imresize(bright, 1 / 4)
-    ((left, top, w, h), levels), *others = metrics.find_artifacts(with_blob(bright, 100, 60, 20, colour), lr)
+    ((left, top, w, h), levels), *others = metrics.find_artifacts(
+        with_blob(bright, 100, 60, 20, colour), lr
+    )
     assert not others
-    assert left <= 66 and left + w >= 74 and top <= 106 and top + h >= 114, "it covers the spot's middle"
-    assert left >= 60 - 16 and left + w <= 80 + 16 and top >= 100 - 16 and top + h <= 120 + 16, "and not much more"
+    assert left <= 66 and left + w >= 74 and top <= 106 and top + h >= 114, (
+        "it covers the spot's middle"
+    )
+    assert left >= 60 - 16 and left + w <= 80 + 16 and top >= 100 - 16 and top + h <= 120 + 16, (
+        "and not much more"
+    )
     assert metrics.BLOB_LEVELS <= levels <= 80
     utils.compare({"": hr}, box=(left, top, w, h))  # takes no box that leaves the image
 
 
 def test_several_blobs_come_strongest_first_and_inside_the_image():
     lr = np.full((30, 40, 3), 120, np.uint8)
-    sr = with_blob(with_blob(np.full((120, 160, 3), 120, np.uint8), 0, 0, 20, (50, 0, 0)), 100, 140, 20, (0, 0, 99))
+    sr = with_blob(
+        with_blob(np.full((120, 160, 3), 120, np.uint8), 0, 0, 20, (50, 0, 0)),
+        100,
+        140,
+        20,
+        (0, 0, 99),
+    )
     (first, strong), (second, weak) = metrics.find_artifacts(sr, lr)
     assert strong > weak
     assert first[0] + first[2] == 160 and first[1] + first[3] == 120 and second[:2] == (0, 0)
@@ -205,14 +248,18 @@ def test_patterns_of_four_or_two_pixels_are_found(photograph, pattern):
     sr = imresize(lr, 4)  # smooth, as SRResNet's images are
     height, width = sr.shape[:2]
     tiled = np.tile(pattern, (height // 4, width // 4))[..., None]
-    ratios = [metrics.checkerboard((sr + k * tiled).clip(0, 255).astype(np.uint8)) for k in (0, 1, 2)]
+    ratios = [
+        metrics.checkerboard((sr + k * tiled).clip(0, 255).astype(np.uint8)) for k in (0, 1, 2)
+    ]
     assert ratios[0] < metrics.CHECKERBOARD < ratios[1] < ratios[2]
 
 
 def test_other_periods_are_no_checkerboard():
     rows, columns = np.mgrid[:128, :128]
     for period in (3, 5, 7, 8.5):
-        stripes = (128 + 20 * np.sin(2 * np.pi * (rows + columns) / period)).round().astype(np.uint8)
+        stripes = (
+            (128 + 20 * np.sin(2 * np.pi * (rows + columns) / period)).round().astype(np.uint8)
+        )
         assert metrics.checkerboard(stripes[..., None].repeat(3, 2)) < metrics.CHECKERBOARD
 
 
@@ -250,18 +297,23 @@ def test_without_lpips_the_reason_and_the_way_are_told(error, monkeypatch):
     def fail(**settings):
         raise error
 
-    monkeypatch.setitem(sys.modules, "lpips", error and types.SimpleNamespace(LPIPS=fail))  # None: cannot be imported
+    monkeypatch.setitem(
+        sys.modules, "lpips", error and types.SimpleNamespace(LPIPS=fail)
+    )  # None: cannot be imported
     reason = metrics.lpips_or_reason()
     assert isinstance(reason, str) and "pip install lpips" in reason and "AlexNet" in reason
     assert error is None or str(error) in reason
 
 
 @pytest.mark.parametrize(
-    ("name", "psnr", "ssim"), [("Set5", 28.430, 0.8111), ("Set14", 26.091, 0.7048), ("B100", 25.962, 0.6681)]
+    ("name", "psnr", "ssim"),
+    [("Set5", 28.430, 0.8111), ("Set14", 26.091, 0.7048), ("B100", 25.962, 0.6681)],
 )
 def test_control_row(name, psnr, ssim):
     """MATLAB's bicubic x4 of the published LR files; Urban100 (23.141 / .6581) is left to the notebook for its size."""
-    files = sorted(Path("data", name, "HR").glob("*.png")) if Path("data", name, "LR").is_dir() else []
+    files = (
+        sorted(Path("data", name, "HR").glob("*.png")) if Path("data", name, "LR").is_dir() else []
+    )
     if not files:
         pytest.skip(f"data/{name} is not there; see the README")
 
@@ -270,7 +322,9 @@ def test_control_row(name, psnr, ssim):
             lr, hr = utils.read_image(file.parents[1] / "LR" / file.name), utils.read_image(file)
             yield file.name, lr, hr[: 4 * lr.shape[0], : 4 * lr.shape[1]]
 
-    rows = metrics.evaluate(lambda lr: imresize(lr, 4, padding="replicate"), pairs(), progress=False)
+    rows = metrics.evaluate(
+        lambda lr: imresize(lr, 4, padding="replicate"), pairs(), progress=False
+    )
     average = metrics.mean(rows)
     assert average["psnr"] == pytest.approx(psnr, abs=0.01)
     assert average["ssim"] == pytest.approx(ssim, abs=0.0005)

@@ -6,7 +6,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import models
-from models import Discriminator, SRResNet, VGGFeatures, convolve_shuffled, load_generator, save_generator
+from models import (
+    Discriminator,
+    SRResNet,
+    VGGFeatures,
+    convolve_shuffled,
+    load_generator,
+    save_generator,
+)
 
 
 def layers(network):
@@ -31,7 +38,10 @@ def layers(network):
 def test_generator_is_figure_4():
     block = ["k3n64s1", "BN", "PReLU", "k3n64s1", "BN"]
     sub_pixel = ["k3n256s1", "shuffle x2", "PReLU"]
-    assert layers(SRResNet()) == ["k9n64s1", "PReLU"] + 16 * block + ["k3n64s1", "BN"] + 2 * sub_pixel + ["k9n3s1"]
+    assert layers(SRResNet()) == ["k9n64s1", "PReLU"] + 16 * block + [
+        "k3n64s1",
+        "BN",
+    ] + 2 * sub_pixel + ["k9n3s1"]
 
 
 def test_discriminator_is_figure_4():
@@ -43,12 +53,19 @@ def test_discriminator_is_figure_4():
 
 def test_parameter_counts():
     count = lambda network: sum(p.numel() for p in network.parameters())  # noqa: E731
-    assert count(SRResNet()) == 1_547_350  # the published 1,549,462 less 33 x 64 biases that batch norm would cancel
+    assert (
+        count(SRResNet()) == 1_547_350
+    )  # the published 1,549,462 less 33 x 64 biases that batch norm would cancel
     convolutions = (
         3 * 64 * 9
         + 64
         + 9
-        * sum(a * b for a, b in zip([64, 64, 128, 128, 256, 256, 512], [64, 128, 128, 256, 256, 512, 512], strict=True))
+        * sum(
+            a * b
+            for a, b in zip(
+                [64, 64, 128, 128, 256, 256, 512], [64, 128, 128, 256, 256, 512, 512], strict=True
+            )
+        )
     )
     norms = 2 * sum([64, 128, 128, 256, 256, 512, 512])
     assert count(Discriminator()) == convolutions + norms + (512 * 36 * 1024 + 1024) + (1024 + 1)
@@ -106,7 +123,10 @@ def test_generator_is_the_plain_chain_of_its_layers():
     features = features + generator.after_blocks(generator.blocks(features))
     plain = (generator.tail(generator.upsample(features)) + 1) / 2
     assert torch.allclose(generator(lr), plain, rtol=0, atol=1e-12)
-    gradients = [torch.autograd.grad(sr.square().sum(), generator.parameters()) for sr in (generator(lr), plain)]
+    gradients = [
+        torch.autograd.grad(sr.square().sum(), generator.parameters())
+        for sr in (generator(lr), plain)
+    ]
     for got, expected in zip(*gradients, strict=True):
         assert torch.allclose(got, expected, rtol=1e-9, atol=1e-9)
 
@@ -124,16 +144,24 @@ def test_interpolator_begins_as_bilinear():
     inner = (..., slice(8, -8), slice(8, -8))  # at the rim the network sees zeros outside
     bilinear = F.interpolate(lr, scale_factor=4, mode="bilinear")
     assert (generator(lr) - bilinear)[inner].abs().max() < 0.03
-    nn.init.zeros_(generator.tail.weight[:, 3:])  # without the small weights of the other maps: exactly
+    nn.init.zeros_(
+        generator.tail.weight[:, 3:]
+    )  # without the small weights of the other maps: exactly
     assert torch.allclose(generator(lr)[inner], bilinear[inner], atol=1e-6)
 
 
 def test_interpolator_starts_without_checkerboard_and_with_gradients():
     generator = SRResNet(2, 8, init="interpolator")
     for conv, _, _ in generator.upsample:
-        assert torch.equal(conv.weight[0::4], conv.weight[3::4])  # ICNR: the four sub-pixels of a map are alike
+        assert torch.equal(
+            conv.weight[0::4], conv.weight[3::4]
+        )  # ICNR: the four sub-pixels of a map are alike
     generator(torch.rand(2, 3, 8, 8)).square().mean().backward()
-    moved = {name for name, p in generator.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    moved = {
+        name
+        for name, p in generator.named_parameters()
+        if p.grad is not None and p.grad.abs().max() > 0
+    }
     assert {"tail.weight", "head.0.weight", "after_blocks.1.weight"} <= moved
 
 
@@ -156,20 +184,48 @@ def test_discriminator_pooling_leaves_96_as_it_is():
 # --- VGG19 ---
 
 # (convolution widths before each pooling) written out once more, from Simonyan and Zisserman's table 1, column E
-TABLE_E = [64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512, "M"]
+TABLE_E = [
+    64,
+    64,
+    "M",
+    128,
+    128,
+    "M",
+    256,
+    256,
+    256,
+    256,
+    "M",
+    512,
+    512,
+    512,
+    512,
+    "M",
+    512,
+    512,
+    512,
+    512,
+    "M",
+]
 
 
 def vgg_reference(i, j, state):
     """phi_ij straight from the table and torch.nn.functional; also the keys that it needs."""
 
     def phi(x):
-        x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+        x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+            [0.229, 0.224, 0.225]
+        ).view(3, 1, 1)
         index, block, nth = 0, 1, 0
         for entry in TABLE_E:
             if entry == "M":
                 x, index, block, nth = F.max_pool2d(x, 2), index + 1, block + 1, 0
                 continue
-            x = F.relu(F.conv2d(x, state[f"features.{index}.weight"], state[f"features.{index}.bias"], padding=1))
+            x = F.relu(
+                F.conv2d(
+                    x, state[f"features.{index}.weight"], state[f"features.{index}.bias"], padding=1
+                )
+            )
             index, nth = index + 2, nth + 1
             if (block, nth) == (i, j):
                 return x
@@ -218,10 +274,14 @@ def test_every_phi_equals_a_direct_computation(i, j, vgg_state, vgg_file):
 def test_average_pooling(vgg_state, vgg_file):
     """phi_21 by hand with a mean in the pooling's place."""
     image = torch.rand(1, 3, 16, 24)
-    x = (image - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    x = (image - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    ).view(3, 1, 1)
     for index in (0, 2, 5):
         x = x if index < 5 else x.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
-        x = F.conv2d(x, vgg_state[f"features.{index}.weight"], vgg_state[f"features.{index}.bias"], padding=1).relu()
+        x = F.conv2d(
+            x, vgg_state[f"features.{index}.weight"], vgg_state[f"features.{index}.bias"], padding=1
+        ).relu()
     assert torch.allclose(VGGFeatures(2, 1, vgg_file, "avg")(image), x, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(VGGFeatures(2, 1, vgg_file)(image), x, rtol=1e-2, atol=1e-2)
     with pytest.raises(ValueError, match="pooling"):
@@ -245,7 +305,9 @@ def test_there_is_no_such_phi(i, j):
 
 def test_a_partial_file_serves_the_layers_it_has(vgg_state, tmp_path):
     path = tmp_path / "vgg19_part.pth"
-    torch.save({key: value for key, value in vgg_state.items() if int(key.split(".")[1]) <= 10}, path)
+    torch.save(
+        {key: value for key, value in vgg_state.items() if int(key.split(".")[1]) <= 10}, path
+    )
     assert VGGFeatures(3, 1, path).source == "vgg19_part.pth"
     with pytest.raises(ValueError, match=r"vgg19_part.pth lacks features.12.weight"):
         VGGFeatures(5, 4, path)
@@ -257,7 +319,8 @@ def test_weights_are_found_or_asked_for(vgg_state, tmp_path, monkeypatch):
     monkeypatch.setattr(models, "_torchvision_weights", lambda: calls.append(1) or vgg_state)
     assert VGGFeatures(2, 2).source == "torchvision"  # no file of one's own: torchvision's
     torch.save(
-        {key: value for key, value in vgg_state.items() if int(key.split(".")[1]) <= 7}, tmp_path / "vgg19_small.pth"
+        {key: value for key, value in vgg_state.items() if int(key.split(".")[1]) <= 7},
+        tmp_path / "vgg19_small.pth",
     )
     assert VGGFeatures(2, 2).source == "vgg19_small.pth"
     assert VGGFeatures(5, 4).source == "torchvision"  # the file does not reach so far
@@ -266,8 +329,12 @@ def test_weights_are_found_or_asked_for(vgg_state, tmp_path, monkeypatch):
 
 def test_without_any_weights_the_error_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "VGG_FOLDER", tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "torchvision.models", None)  # as if it could not be imported
-    with pytest.raises(FileNotFoundError, match=r"vgg19-dcbb9e9d\.pth into the folder checkpoints/"):
+    monkeypatch.setitem(
+        __import__("sys").modules, "torchvision.models", None
+    )  # as if it could not be imported
+    with pytest.raises(
+        FileNotFoundError, match=r"vgg19-dcbb9e9d\.pth into the folder checkpoints/"
+    ):
         VGGFeatures(5, 4)
 
 
@@ -293,12 +360,16 @@ def test_saved_generator_comes_back(tmp_path):
     save_generator(path, generator, steps=7)
     again = load_generator(path)
     lr = torch.rand(1, 3, 5, 6)
-    assert torch.allclose(again(lr), generator.eval()(lr), atol=1e-6)  # channels last may sum in another order
+    assert torch.allclose(
+        again(lr), generator.eval()(lr), atol=1e-6
+    )  # channels last may sum in another order
     assert not again.training
     assert again.info == {"steps": 7}
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "text", "other", "architecture", "pickle"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "empty", "truncated", "text", "other", "architecture", "pickle"]
+)
 def test_bad_generator_files_are_named(kind, tmp_path):
     path = tmp_path / "generator.safetensors"
     save_generator(path, SRResNet(1, 4))
@@ -320,6 +391,7 @@ def test_bad_generator_files_are_named(kind, tmp_path):
     elif kind == "pickle":
         torch.save({"a": torch.zeros(1)}, path)
     with pytest.raises(
-        FileNotFoundError if kind == "missing" else ValueError, match=r"(?s)generator\.safetensors.*train one"
+        FileNotFoundError if kind == "missing" else ValueError,
+        match=r"(?s)generator\.safetensors.*train one",
     ):
         load_generator(path)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import mos
 from imresize import imresize
+from tools import mos
 from utils import write_image
 
 IMAGES = ["baby", "bird", "butterfly", "head", "woman"]
@@ -29,12 +29,17 @@ def make_results(folder, methods=("SRGAN", "SRResNet", "HR"), images=IMAGES, sta
 
 
 def data_of(page):
-    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)[1])
+    return json.loads(
+        re.search(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)[1]
+    )
 
 
 def versions_of(data):
     """{code: (method, image)}, as the key says."""
-    return {code: tuple(version) for code, version in json.loads(base64.b64decode(data["key"]))["images"].items()}
+    return {
+        code: tuple(version)
+        for code, version in json.loads(base64.b64decode(data["key"]))["images"].items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +101,9 @@ def test_page_names_no_method_and_no_image_and_needs_no_network(tmp_path):
 def test_page_depends_on_the_images_alone(tmp_path):
     first = make_results(tmp_path / "a" / "Set5")
     again = make_results(tmp_path / "b" / "Set5")
-    pages = [mos.make_page(folder, tmp_path / f"{k}.html") for k, folder in enumerate((first, again))]
+    pages = [
+        mos.make_page(folder, tmp_path / f"{k}.html") for k, folder in enumerate((first, again))
+    ]
     assert pages[0].read_bytes() == pages[1].read_bytes()
     changed = picture(0)
     changed[3, 4, 1] ^= 1
@@ -106,8 +113,14 @@ def test_page_depends_on_the_images_alone(tmp_path):
 
 def test_own_nearest_methods_and_originals_elsewhere_are_used(tmp_path):
     folder = make_results(tmp_path / "Set5", methods=["SRGAN", "nearest", "junk"], images=["a"])
-    write_image(tmp_path / "HR" / "a.png", picture(9, 18, 23))  # of no multiple of 4: cut at the top left
-    data = data_of(mos.make_page(folder, tmp_path / "rating.html", methods=["SRGAN", "nearest"], hr=tmp_path / "HR"))
+    write_image(
+        tmp_path / "HR" / "a.png", picture(9, 18, 23)
+    )  # of no multiple of 4: cut at the top left
+    data = data_of(
+        mos.make_page(
+            folder, tmp_path / "rating.html", methods=["SRGAN", "nearest"], hr=tmp_path / "HR"
+        )
+    )
     shown = {version: np.array(Image.open(io.BytesIO(base64.b64decode(data["images"][code]))))
              for code, version in versions_of(data).items()}  # fmt: skip
     assert {method for method, _ in shown} == {"SRGAN", "nearest", "HR"}
@@ -143,7 +156,9 @@ OPINIONS = {
     "SRGAN": ([0, 0.2, 0.5, 0.3, 0], [0, 0, 0.2, 0.5, 0.3]),
     "HR": ([0, 0, 0, 0.2, 0.8], [0, 0, 0, 0.05, 0.95]),
 }
-TRUE_MEANS = {method: np.mean(chances, axis=0) @ [1, 2, 3, 4, 5] for method, chances in OPINIONS.items()}
+TRUE_MEANS = {
+    method: np.mean(chances, axis=0) @ [1, 2, 3, 4, 5] for method, chances in OPINIONS.items()
+}
 
 
 def test_500_simulated_raters_are_recovered(tmp_path, data):
@@ -151,7 +166,10 @@ def test_500_simulated_raters_are_recovered(tmp_path, data):
     for k in range(500):
         chances = {method: of_kinds[rng.integers(2)] for method, of_kinds in OPINIONS.items()}
         opinion = {method: rng.choice(5, 5, p=p) + 1 for method, p in chances.items()}
-        scores = [[code, int(opinion[m][IMAGES.index(image)])] for code, (m, image) in versions_of(data).items()]
+        scores = [
+            [code, int(opinion[m][IMAGES.index(image)])]
+            for code, (m, image) in versions_of(data).items()
+        ]
         write_result(tmp_path / f"{k}.json", data, f"rater {k}", k, scores=scores)
     table = mos.score(tmp_path)
     assert [row["method"] for row in table.rows] == ["HR", "SRGAN", "SRResNet", "nearest"]
@@ -176,7 +194,9 @@ def test_interval_covers_the_true_mean_as_often_as_it_says(raters):
     hits = 0
     for trial in range(400):
         kinds = rng.integers(2, size=raters)
-        means = [rng.choice(5, 5, p=OPINIONS["SRGAN"][kind]).mean() + 1 for kind in kinds]  # five images each
+        means = [
+            rng.choice(5, 5, p=OPINIONS["SRGAN"][kind]).mean() + 1 for kind in kinds
+        ]  # five images each
         low, high = mos.bootstrap_interval(means, seed=trial)
         hits += low <= TRUE_MEANS["SRGAN"] <= high
     assert 0.9 <= hits / 400 <= 0.98  # plain percentiles: 0.85 for five raters
@@ -187,7 +207,13 @@ def test_a_difference_is_judged_within_raters(tmp_path, data):
     for k in range(12):
         shift = k % 2
         opinion = {"nearest": 1, "SRResNet": 2 + shift, "SRGAN": 3 + shift, "HR": 5}
-        write_result(tmp_path / f"{k}.json", data, f"rater {k}", k, lambda method, _, opinion=opinion: opinion[method])
+        write_result(
+            tmp_path / f"{k}.json",
+            data,
+            f"rater {k}",
+            k,
+            lambda method, _, opinion=opinion: opinion[method],
+        )
     rows = {row["method"]: row for row in mos.score(tmp_path).rows}
     assert rows["SRGAN"]["high"] - rows["SRGAN"]["low"] > 0.4
     assert (rows["SRGAN"]["ahead_low"], rows["SRGAN"]["ahead_high"]) == (1, 1)
@@ -197,7 +223,11 @@ def alpha_by_pairs(table):
     """Krippendorff's alpha as it is defined: disagreement of pairs within units over disagreement of all pairs."""
     raters, units = table.shape
     within = [
-        (table[i, u] - table[j, u]) ** 2 for u in range(units) for i in range(raters) for j in range(raters) if i != j
+        (table[i, u] - table[j, u]) ** 2
+        for u in range(units)
+        for i in range(raters)
+        for j in range(raters)
+        if i != j
     ]
     values = table.ravel()
     every = [(a - b) ** 2 for i, a in enumerate(values) for j, b in enumerate(values) if i != j]
@@ -218,11 +248,17 @@ def test_krippendorff_alpha():
 def test_who_fails_the_calibration_is_named_and_left_out(tmp_path, data):
     rng = np.random.default_rng(3)
     write_result(tmp_path / "good.json", data, "Good", 1)
-    write_result(tmp_path / "just.json", data, "Just", 2, lambda method, _: 4 if method == "HR" else 2)
+    write_result(
+        tmp_path / "just.json", data, "Just", 2, lambda method, _: 4 if method == "HR" else 2
+    )
     write_result(tmp_path / "same.json", data, "Same", 3, lambda *_: 3)
-    write_result(tmp_path / "upside.json", data, "Upside", 4, lambda method, _: 6 - good_scores(method))
+    write_result(
+        tmp_path / "upside.json", data, "Upside", 4, lambda method, _: 6 - good_scores(method)
+    )
     for k in range(40):
-        write_result(tmp_path / f"random{k}.json", data, f"Random {k}", 10 + k, lambda *_: rng.integers(1, 6))
+        write_result(
+            tmp_path / f"random{k}.json", data, f"Random {k}", 10 + k, lambda *_: rng.integers(1, 6)
+        )
     table = mos.score(tmp_path)
     failed = {Path(path).name for path in table.failed}
     assert {"same.json", "upside.json"} <= failed
@@ -250,14 +286,19 @@ def broken(data):
     codes = list(versions_of(data))
     good = [[code, 3] for code in codes]
     nested = json.loads(base64.b64decode(data["key"]))
-    no_hr = mos._pack({"set": "Set5", "images": {c: v for c, v in nested["images"].items() if v[0] != "HR"}})
+    no_hr = mos._pack(
+        {"set": "Set5", "images": {c: v for c, v in nested["images"].items() if v[0] != "HR"}}
+    )
     escape = mos._pack(nested | {"set": "\x1b[2J"})
     return {
         "page": ({"page": 7}, "key is damaged"),
         "page of another key": ({"page": "0" * 16}, "key is damaged"),
         "key type": ({"key": None}, "key is damaged"),
         "key without HR": ({"key": no_hr, "page": mos._page_name(no_hr)}, "key is damaged"),
-        "key with an escape code": ({"key": escape, "page": mos._page_name(escape)}, "key is damaged"),
+        "key with an escape code": (
+            {"key": escape, "page": mos._page_name(escape)},
+            "key is damaged",
+        ),
         "key no JSON": ({"key": "AAAA", "page": mos._page_name("AAAA")}, "key is damaged"),
         "key a list": ({"key": "W10=", "page": mos._page_name("W10=")}, "key is damaged"),
         "scores type": ({"scores": {"a": 1}}, "not a list"),
@@ -266,7 +307,10 @@ def broken(data):
         "score text": ({"scores": [[codes[0], "3"], *good[1:]]}, "not 1, 2, 3, 4 or 5"),
         "score true": ({"scores": [[codes[0], True], *good[1:]]}, "not 1, 2, 3, 4 or 5: True"),
         "score fraction": ({"scores": [[codes[0], 3.5], *good[1:]]}, "not 1, 2, 3, 4 or 5: 3.5"),
-        "score NaN": ({"scores": [[codes[0], float("nan")], *good[1:]]}, "not 1, 2, 3, 4 or 5: nan"),
+        "score NaN": (
+            {"scores": [[codes[0], float("nan")], *good[1:]]},
+            "not 1, 2, 3, 4 or 5: nan",
+        ),
         "no score": ({"scores": [[codes[0], None], *good[1:]]}, "not 1, 2, 3, 4 or 5: None"),
         "image missing": ({"scores": good[1:]}, "19 of 20 images"),
         "image unknown": ({"scores": [["x", 3], *good[1:]]}, "no image of the page"),
@@ -286,7 +330,9 @@ def broken(data):
     }
 
 
-@pytest.mark.parametrize("what", broken({"key": mos._pack({"set": "", "images": {"a": ["HR", "b"]}})}))
+@pytest.mark.parametrize(
+    "what", broken({"key": mos._pack({"set": "", "images": {"a": ["HR", "b"]}})})
+)
 def test_malformed_results_are_named_and_not_counted(tmp_path, data, what):
     good = write_result(tmp_path / "good.json", data)
     changes, said = broken(data)[what]
@@ -295,7 +341,9 @@ def test_malformed_results_are_named_and_not_counted(tmp_path, data, what):
     assert table.raters == 1
     assert list(table.refused) == [str(bad)] and said in table.refused[str(bad)]
     assert (
-        str(bad) in str(table) and "\x1b" not in str(table) and "<" not in table.refused[str(bad)].split("none that")[0]
+        str(bad) in str(table)
+        and "\x1b" not in str(table)
+        and "<" not in table.refused[str(bad)].split("none that")[0]
     )
     with pytest.raises(ValueError, match="no ratings left"):
         mos.score([bad])
@@ -341,7 +389,12 @@ def test_missing_files_folders_and_patterns(tmp_path, data):
     good = write_result(tmp_path / "good.json", data)
     table = mos.score([good, tmp_path / "none.json"])
     assert "No such file" in table.refused[str(tmp_path / "none.json")]
-    assert mos.score(tmp_path).raters == mos.score([tmp_path / "g*.json"]).raters == mos.score(str(good)).raters == 1
+    assert (
+        mos.score(tmp_path).raters
+        == mos.score([tmp_path / "g*.json"]).raters
+        == mos.score(str(good)).raters
+        == 1
+    )
     assert mos.score([good, good]).refused == {}
     with pytest.raises(ValueError, match="no ratings left to count; name the files"):
         mos.score([])
@@ -352,13 +405,17 @@ def test_the_latest_file_of_a_rater_counts(tmp_path, data):
     better = {"nearest": 1, "SRResNet": 2, "SRGAN": 5, "HR": 5}
     for first, second in (("a", "b"), ("b", "a")):  # whatever the files are called
         old = write_result(tmp_path / f"{first}.json", data, "Ann", 1, finished=early)
-        new = write_result(tmp_path / f"{second}.json", data, "ann ", 2, lambda m, _: better[m], finished=late)
+        new = write_result(
+            tmp_path / f"{second}.json", data, "ann ", 2, lambda m, _: better[m], finished=late
+        )
         table = mos.score([old, new])
         assert table.raters == 1 and list(table.refused) == [str(old)]
         assert f"same rater as {new}" in table.refused[str(old)]
         assert {row["method"]: row["mos"] for row in table.rows} == better
     renamed = write_result(tmp_path / "c.json", data, "Carol", 2, finished=early)
-    assert "same rater as" in mos.score([new, renamed]).refused[str(renamed)]  # one seed: one and the same session
+    assert (
+        "same rater as" in mos.score([new, renamed]).refused[str(renamed)]
+    )  # one seed: one and the same session
     other = write_result(tmp_path / "d.json", data, "Dora", 3)
     assert mos.score([new, other]).raters == 2
 
@@ -379,11 +436,27 @@ def test_files_of_another_page_are_named_and_refused(tmp_path, data):
 def test_plot_shows_the_shares_and_the_means(tmp_path, data):
     for k in range(4):
         opinion = {"nearest": 1, "SRResNet": 3, "SRGAN": 3 + k % 2, "HR": 5}
-        write_result(tmp_path / f"{k}.json", data, f"rater {k}", k, lambda method, _, opinion=opinion: opinion[method])
+        write_result(
+            tmp_path / f"{k}.json",
+            data,
+            f"rater {k}",
+            k,
+            lambda method, _, opinion=opinion: opinion[method],
+        )
     axes = mos.plot_scores(mos.score(tmp_path)).axes[0]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["nearest", "SRResNet", "SRGAN", "HR"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "nearest",
+        "SRResNet",
+        "SRGAN",
+        "HR",
+    ]
     shares = np.asarray(axes.images[0].get_array())
-    assert shares.T.tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0.5, 0.5, 0], [0, 0, 0, 0, 1]]
+    assert shares.T.tolist() == [
+        [1, 0, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 0.5, 0.5, 0],
+        [0, 0, 0, 0, 1],
+    ]
     assert axes.images[0].get_extent() == [-0.5, 3.5, 0.5, 5.5] and axes.images[0].origin == "lower"
     assert axes.lines[0].get_ydata().tolist() == [1, 3, 3.5, 5]
 

@@ -15,14 +15,21 @@ from PIL import Image
 from skimage import data as photographs
 from test_mos import data_of, versions_of
 
-import mos
+from tools import mos
 from utils import write_image
 
-BROWSER = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome", "chrome"])), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome", "chrome"])),
+    None,
+)
 DRIVER = shutil.which("chromedriver")
-webdriver = pytest.importorskip("selenium.webdriver", reason="the package selenium is not installed")
+webdriver = pytest.importorskip(
+    "selenium.webdriver", reason="the package selenium is not installed"
+)
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no Chromium or Chrome with chromedriver on the PATH")
+pytestmark = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="no Chromium or Chrome with chromedriver on the PATH"
+)
 
 LEFT, RIGHT = "\ue012", "\ue014"  # WebDriver's codes of the arrow keys
 GOOD = {"nearest": 1, "bicubic": 2, "SRGAN": 4, "HR": 5}
@@ -96,19 +103,30 @@ def browser(folder, *arguments):
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for argument in [
-        *("headless", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking", "lang=en-US"),
+        *(
+            "headless",
+            "disable-gpu",
+            "disable-quic",
+            "no-first-run",
+            "disable-background-networking",
+            "lang=en-US",
+        ),
         *(
             "disable-component-update",
             "disable-sync",
             "force-color-profile=srgb",
             f"user-data-dir={folder / 'profile'}",
         ),
-        *(["no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),  # Chromium refuses it for root
+        *(
+            ["no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        ),  # Chromium refuses it for root
         *arguments,
     ]:
         options.add_argument(f"--{argument}")
     (folder / "downloads").mkdir()
-    options.add_experimental_option("prefs", {"download.default_directory": str(folder / "downloads")})
+    options.add_experimental_option(
+        "prefs", {"download.default_directory": str(folder / "downloads")}
+    )
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.chrome.service.Service(DRIVER))
     driver.downloads = folder / "downloads"
@@ -125,12 +143,17 @@ def driver(tmp_path_factory):
 def page(tmp_path_factory):
     """Two images, one wide and one high, of four methods."""
     folder = tmp_path_factory.mktemp("results") / "Set2"
-    crops = {"wide": photographs.astronaut()[:80, 100:220], "high": photographs.coffee()[100:220, 200:268]}
+    crops = {
+        "wide": photographs.astronaut()[:80, 100:220],
+        "high": photographs.coffee()[100:220, 200:268],
+    }
     noise = np.random.default_rng(0)
     for image, hr in crops.items():
         write_image(folder / "HR" / f"{image}.png", np.ascontiguousarray(hr))
         for method in ("bicubic", "SRGAN"):  # noise: every pixel that is shifted or resampled shows
-            write_image(folder / method / f"{image}.png", noise.integers(0, 256, hr.shape, dtype=np.uint8))
+            write_image(
+                folder / method / f"{image}.png", noise.integers(0, 256, hr.shape, dtype=np.uint8)
+            )
     return quick(mos.make_page(folder, folder.parent / "rating.html"))
 
 
@@ -209,7 +232,10 @@ def test_a_whole_rating_by_keys_with_going_back_and_a_reload(rater, page):
     fourth = rater.shown()
 
     rater.driver.refresh()
-    assert rater.find("start").text == "Continue (3 of 8 done)" and not rater.find("rater").is_enabled()
+    assert (
+        rater.find("start").text == "Continue (3 of 8 done)"
+        and not rater.find("rater").is_enabled()
+    )
     rater.click("start").wait()
     assert rater.find("count").text == "4 / 8" and rater.shown() == fourth
     rater.press("4", "4", "4", "4", "4")
@@ -232,7 +258,9 @@ def test_double_clicks_and_held_keys_rate_once(rater):
     rater.wait()
     assert rater.find("count").text == "2 / 8"
     for repeat in ("false", "true"):
-        rater.run(f"document.dispatchEvent(new KeyboardEvent('keydown', {{key: '4', repeat: {repeat}}}))")
+        rater.run(
+            f"document.dispatchEvent(new KeyboardEvent('keydown', {{key: '4', repeat: {repeat}}}))"
+        )
         rater.wait()
         assert rater.find("count").text == "3 / 8"
 
@@ -304,7 +332,10 @@ def test_markup_in_a_name_is_dropped_and_never_run(rater, page):
     rate_all(rater, page)
     file = finished_download(rater)
     assert mos.score([file]).raters == 1
-    assert json.loads(file.read_text(encoding="utf-8"))["rater"] == "img srcx onerroralert1 Bob O'Neill"
+    assert (
+        json.loads(file.read_text(encoding="utf-8"))["rater"]
+        == "img srcx onerroralert1 Bob O'Neill"
+    )
 
 
 # -- what the rater sees ----------------------------------------------------------------------------------------------
@@ -342,7 +373,11 @@ def shows_every_pixel(rater, zoom):
         left, top, ratio = rater.run(
             "const r = picture.getBoundingClientRect(); return [r.left, r.top, devicePixelRatio]"
         )
-        expected = np.array(Image.open(io.BytesIO(rater.shown()[1]))).repeat(zoom, axis=0).repeat(zoom, axis=1)
+        expected = (
+            np.array(Image.open(io.BytesIO(rater.shown()[1])))
+            .repeat(zoom, axis=0)
+            .repeat(zoom, axis=1)
+        )
         top, left = round(top * ratio), round(left * ratio)
         screen = rater.screenshot()[top : top + expected.shape[0], left : left + expected.shape[1]]
         assert np.array_equal(screen, expected)
@@ -378,11 +413,20 @@ def test_an_image_larger_than_the_screen_is_scrolled_and_dragged_not_scaled(rate
         x, y, width, height = rater.run(
             "return [stage.scrollLeft, stage.scrollTop, stage.clientWidth, stage.clientHeight]"
         )
-        return x, y, rater.screenshot()[48 : 48 + height, :width], expected[y : y + height, x : x + width]
+        return (
+            x,
+            y,
+            rater.screenshot()[48 : 48 + height, :width],
+            expected[y : y + height, x : x + width],
+        )
 
     x, y, screen, part = visible()
     assert x > 80 and y > 60 and np.array_equal(screen, part)  # begins in the middle
-    drag = webdriver.ActionChains(rater.driver, duration=0).move_to_element(rater.find("stage")).click_and_hold()
+    drag = (
+        webdriver.ActionChains(rater.driver, duration=0)
+        .move_to_element(rater.find("stage"))
+        .click_and_hold()
+    )
     drag.move_by_offset(-60, -40).release().perform()
     moved_x, moved_y, screen, part = visible()
     assert (moved_x, moved_y) == (x + 60, y + 40) and np.array_equal(screen, part)
@@ -397,8 +441,12 @@ def test_turning_the_phone_keeps_the_image_in_the_middle(rater, page):
     for width, height in [(640, 360), (360, 640)]:
         screen = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": True}
         rater.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-        rater.run("return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        box = rater.run("const r = picture.getBoundingClientRect(); return [r.left + r.right, stage.clientWidth]")
+        rater.run(
+            "return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        )
+        box = rater.run(
+            "const r = picture.getBoundingClientRect(); return [r.left + r.right, stage.clientWidth]"
+        )
         assert box[0] == pytest.approx(box[1], abs=1.1)
 
 
@@ -406,7 +454,9 @@ def test_turning_the_phone_keeps_the_image_in_the_middle(rater, page):
 def test_nothing_overflows_and_touch_targets_are_large(rater, page, width):
     rater.open(page, width, 640, 2, touch=True)
     for _ in range(2):
-        assert rater.run("return intro.scrollWidth <= intro.clientWidth && document.body.scrollWidth <= innerWidth")
+        assert rater.run(
+            "return intro.scrollWidth <= intro.clientWidth && document.body.scrollWidth <= innerWidth"
+        )
         rater.click("language")
     rater.start()
     buttons = rater.driver.find_elements("css selector", "#scores button")
@@ -415,7 +465,9 @@ def test_nothing_overflows_and_touch_targets_are_large(rater, page, width):
         box = button.rect
         assert box["height"] >= 44 and box["width"] >= 40 and box["x"] + box["width"] <= width
     spans = "[...document.querySelectorAll('#scores span')]"
-    assert rater.run(f"return {spans}.every(span => span.scrollWidth <= span.clientWidth)")  # "excellent" fits in
+    assert rater.run(
+        f"return {spans}.every(span => span.scrollWidth <= span.clientWidth)"
+    )  # "excellent" fits in
 
 
 def test_calibration_shows_nearest_neighbour_as_1_and_the_original_as_5(rater):
@@ -425,7 +477,8 @@ def test_calibration_shows_nearest_neighbour_as_1_and_the_original_as_5(rater):
         "return [...document.querySelectorAll('figure')].map(f => [...f.querySelectorAll('img')].map(i => i.src))"
     )
     worst, best = (
-        [np.array(Image.open(io.BytesIO(base64.b64decode(s.split(",")[1])))) for s in side] for side in sources
+        [np.array(Image.open(io.BytesIO(base64.b64decode(s.split(",")[1])))) for s in side]
+        for side in sources
     )
     assert np.array_equal(best[0], photographs.astronaut()[20:200, 100:340])
     for low, high in zip(worst, best, strict=True):
@@ -436,17 +489,24 @@ def test_calibration_shows_nearest_neighbour_as_1_and_the_original_as_5(rater):
 
 def test_english_and_chinese(rater):
     english = rater.find("intro").text
-    assert "Give each a score" in english and rater.run("return document.documentElement.lang") == "en"
+    assert (
+        "Give each a score" in english and rater.run("return document.documentElement.lang") == "en"
+    )
     rater.click("language")
     chinese = rater.find("intro").text
     assert "打分" in chinese and "Give each" not in chinese
     rater.driver.refresh()
     assert rater.find("intro").text == chinese  # remembered
     rater.start()
-    assert rater.driver.find_element("css selector", "#scores [value='5']").text.split() == ["5", "优"]
+    assert rater.driver.find_element("css selector", "#scores [value='5']").text.split() == [
+        "5",
+        "优",
+    ]
     keys = rater.run("return Object.values(TEXTS).map(t => Object.keys(t).join())")
     assert keys[0] == keys[1]
-    rater.run("localStorage.clear(); Object.defineProperty(navigator, 'language', {value: 'zh-TW'}); state = fresh()")
+    rater.run(
+        "localStorage.clear(); Object.defineProperty(navigator, 'language', {value: 'zh-TW'}); state = fresh()"
+    )
     assert rater.run("return state.language") == "zh"
 
 
@@ -463,10 +523,10 @@ def test_nothing_on_the_page_names_a_method_and_nothing_is_fetched(rater, page):
 
 
 def test_a_browser_that_keeps_nothing_says_so_and_still_works(rater, page):
-    refuse = (
-        "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('denied', 'SecurityError'); }})"
+    refuse = "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('denied', 'SecurityError'); }})"
+    script = rater.driver.execute_cdp_cmd(
+        "Page.addScriptToEvaluateOnNewDocument", {"source": refuse}
     )
-    script = rater.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": refuse})
     try:
         rater.driver.refresh()
         assert rater.sees("forgetful")

@@ -17,7 +17,9 @@ NOTEBOOKS = ["train.ipynb", "test.ipynb", "super_resolution.ipynb"]
 
 def code_cells(name):
     return [
-        cell for cell in json.loads((ROOT / name).read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"
+        cell
+        for cell in json.loads((ROOT / name).read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
     ]
 
 
@@ -25,7 +27,9 @@ def code_cells(name):
 def test_notebook_was_run_from_top_to_bottom(name):
     cells = code_cells(name)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
-    assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+    assert not [
+        output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"
+    ]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -40,7 +44,9 @@ def test_notebook_is_light_and_plain(name):
 def test_documents_link_to_files_that_exist(name):
     links = re.findall(r"\]\(([^)#]+)", (ROOT / name).read_text(encoding="utf-8"))
     assert links
-    assert not [link for link in links if not link.startswith("http") and not (ROOT / link).exists()]
+    assert not [
+        link for link in links if not link.startswith("http") and not (ROOT / link).exists()
+    ]
 
 
 def means():
@@ -49,7 +55,10 @@ def means():
         rows = list(csv.DictReader(file))
     keys = {(row["set"], row["method"]) for row in rows}
     chosen = {key: [row for row in rows if (row["set"], row["method"]) == key] for key in keys}
-    return {key: tuple(sum(float(r[c]) for r in rs) / len(rs) for c in ("psnr", "ssim")) for key, rs in chosen.items()}
+    return {
+        key: tuple(sum(float(r[c]) for r in rs) / len(rs) for c in ("psnr", "ssim"))
+        for key, rs in chosen.items()
+    }
 
 
 def test_committed_bicubic_row_is_the_control_row():
@@ -90,8 +99,14 @@ def test_the_reports_table_is_the_notebooks():
 
 @pytest.mark.parametrize("method", ["bicubic", "SRResNet", "SRGAN", "SRGAN-MSE", "base mode"])
 def test_committed_pictures_are_the_tables(method):
-    folder, originals = ROOT / "results" / "Set5" / method.replace(" ", "_"), ROOT / "results" / "Set5" / "HR"
-    values = [psnr(read_image(path), read_image(originals / path.name)) for path in sorted(folder.glob("*.png"))]
+    folder, originals = (
+        ROOT / "results" / "Set5" / method.replace(" ", "_"),
+        ROOT / "results" / "Set5" / "HR",
+    )
+    values = [
+        psnr(read_image(path), read_image(originals / path.name))
+        for path in sorted(folder.glob("*.png"))
+    ]
     assert len(values) == 5
     assert sum(values) / 5 == pytest.approx(means()["Set5", method][0], abs=0.01)
 

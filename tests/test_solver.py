@@ -24,18 +24,20 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
-os.environ["ACCELERATE_USE_CPU"] = "true"  # before the first solver: these tests are the CPU's, on every machine
+os.environ["ACCELERATE_USE_CPU"] = (
+    "true"  # before the first solver: these tests are the CPU's, on every machine
+)
 
-import processes
 import solver as solver_module
-import states
 import utils
 from datasets import PairDataset, PatchDataset
 from imresize import imresize
 from losses import CONTENT_WEIGHTS, content_weight
 from models import Discriminator, SRResNet, load_generator
 from solver import GANSolver, PretrainSolver, TrainingDiverged, content_loss
-from states import read_newest
+from tools import checkpoints as states
+from tools import distributed as processes
+from tools.checkpoints import read_newest
 from utils import seed_everything, write_image
 
 STAGES = ["pretrain", "gan"]
@@ -66,8 +68,17 @@ def images(tmp_path_factory):
 
 def make(stage, images, folder, *, seed=0, blocks=1, patches=4, valid=False, **settings):
     """A new solver, four batches an epoch: as a notebook's training cell builds it each time it is run."""
-    settings = {"batch_size": 4, "epochs": 3, "learning_rate": 1e-3, "log_every": 3, "schedule": "cosine", **settings}
-    dataset = PatchDataset(images, crop_size=16, patches_per_image=patches, cache=images.parent / "cache")
+    settings = {
+        "batch_size": 4,
+        "epochs": 3,
+        "learning_rate": 1e-3,
+        "log_every": 3,
+        "schedule": "cosine",
+        **settings,
+    }
+    dataset = PatchDataset(
+        images, crop_size=16, patches_per_image=patches, cache=images.parent / "cache"
+    )
     pairs = [PairDataset(images)[0]] if valid else None
     seed_everything(seed)
     generator = SRResNet(blocks, 4)
@@ -135,7 +146,9 @@ def test_stop_within_an_epoch_and_go_on(stage, name, images, uninterrupted, tmp_
     assert signal.getsignal(getattr(signal, name)) is handler
     assert (solver.step, solver.epoch, solver.batch) == (6, 1, 2)
 
-    again = make(stage, images, tmp_path / "run", seed=9)  # a new process would have drawn other weights
+    again = make(
+        stage, images, tmp_path / "run", seed=9
+    )  # a new process would have drawn other weights
     assert again.resume()
     assert (again.step, again.epoch, again.batch) == (6, 1, 2)
     again.fit()
@@ -157,7 +170,9 @@ def test_a_stop_is_saved_once_and_kept_to_the_end(images, tmp_path, monkeypatch)
 
     again = make("pretrain", images, tmp_path / "run", epochs=1)
     again.resume()
-    monkeypatch.setattr(again, "_validate", lambda: os.kill(os.getpid(), signal.SIGTERM))  # in the last moment
+    monkeypatch.setattr(
+        again, "_validate", lambda: os.kill(os.getpid(), signal.SIGTERM)
+    )  # in the last moment
     with pytest.raises(SystemExit):
         again.fit()
     assert (state_of(again)[1]["step"], state_of(again)[1]["epoch"]) == (4, 1)
@@ -205,7 +220,9 @@ def fresh_process():
     context = multiprocessing.get_context(
         "forkserver"
     )  # what is loaded once, every child has; this process's threads, none
-    context.set_forkserver_preload(["test_solver", "torch._dynamo"])  # the latter is what the first optimizer loads
+    context.set_forkserver_preload(
+        ["test_solver", "torch._dynamo"]
+    )  # the latter is what the first optimizer loads
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         multiprocessing.forkserver.ensure_running()
@@ -225,11 +242,16 @@ def fresh_process():
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 @POSIX
-def test_killed_anywhere_and_resumed_is_bit_identical(stage, kills, images, tmp_path, fresh_process):
+def test_killed_anywhere_and_resumed_is_bit_identical(
+    stage, kills, images, tmp_path, fresh_process
+):
     epochs = 2 if kills < 10 else 12
     fresh_process(stage, images, tmp_path / "whole", None, {"epochs": epochs})
 
-    often = {"epochs": epochs, "checkpoint_minutes": 0}  # a state after each step: many kills fall into writing one
+    often = {
+        "epochs": epochs,
+        "checkpoint_minutes": 0,
+    }  # a state after each step: many kills fall into writing one
     whole_run = fresh_process(stage, images, tmp_path / "counted", None, often)
     only_resumed = fresh_process(stage, images, tmp_path / "counted", None, often)
     # One kill in three falls into resuming; the others come one step later or more, and together gain 0.6 of the run.
@@ -238,18 +260,31 @@ def test_killed_anywhere_and_resumed_is_bit_identical(stage, kills, images, tmp_
     moments, steps = random.Random(kills), set()
     for kill in range(kills):
         resuming = kill % 3 == 0
-        moment = moments.randrange(1, only_resumed) if resuming else only_resumed + moments.randrange(one_step, most)
+        moment = (
+            moments.randrange(1, only_resumed)
+            if resuming
+            else only_resumed + moments.randrange(one_step, most)
+        )
         killed = fresh_process(stage, images, tmp_path / "killed", moment, often)
         assert killed is None, "it came to its end before it was killed"
-        steps.add(state_of(tmp_path / "killed")[1]["step"] if states.files(tmp_path / "killed") else None)
+        steps.add(
+            state_of(tmp_path / "killed")[1]["step"] if states.files(tmp_path / "killed") else None
+        )
     assert len(steps) > kills // 2  # it went on in between
     assert fresh_process(stage, images, tmp_path / "killed", None, often)
 
     assert_same(tmp_path / "killed", tmp_path / "whole")
-    weights = [load_generator(tmp_path / f"{name}.safetensors").state_dict() for name in ("killed", "whole")]
+    weights = [
+        load_generator(tmp_path / f"{name}.safetensors").state_dict()
+        for name in ("killed", "whole")
+    ]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-    log = [json.loads(line) for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in log if row["kind"] == "train"] == sorted({row["step"] for row in log})
+    log = [
+        json.loads(line) for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()
+    ]
+    assert [row["step"] for row in log if row["kind"] == "train"] == sorted(
+        {row["step"] for row in log}
+    )
     assert not list((tmp_path / "killed").glob(".tmp*"))
 
 
@@ -260,7 +295,11 @@ def test_fit_means_until(images, tmp_path):
     before = state_of(solver)
     solver.fit(1)
     assert (solver.epoch, solver.step) == (1, 4)
-    assert all(torch.equal(before[0][name], value) for name, value in solver._state()[0].items() if name != "history")
+    assert all(
+        torch.equal(before[0][name], value)
+        for name, value in solver._state()[0].items()
+        if name != "history"
+    )
     solver.fit()
     solver.fit()
     assert (solver.epoch, solver.step) == (3, 12)
@@ -312,7 +351,9 @@ def test_changed_settings_and_lists_are_told_and_refused(images, uninterrupted, 
     with pytest.raises(ValueError, match=r"learning_rate: 0\.001 in the state, 0\.002 now"):
         make("pretrain", images, tmp_path / "run", learning_rate=2e-3).resume()
     assert make("pretrain", images, tmp_path / "run", learning_rate=2e-3).resume(allow_changes=True)
-    assert make("pretrain", images, tmp_path / "run", log_every=7, keep_last=5).resume(), "bookkeeping may change"
+    assert make("pretrain", images, tmp_path / "run", log_every=7, keep_last=5).resume(), (
+        "bookkeeping may change"
+    )
 
     (tmp_path / "more").mkdir()
     more = make_images(tmp_path / "more", count=5)
@@ -329,9 +370,13 @@ def test_another_optimizer_is_refused_or_begins_anew(then, now, images, uninterr
     with pytest.raises(ValueError, match=r"optimizer: \w+ in the state, \w+ now"):
         make("gan", images, tmp_path / "run", **settings).resume()
     solver = make("gan", images, tmp_path / "run", **settings)
-    assert solver.resume(allow_changes=True) and not any(o.state for o in solver.optimizers.values())
+    assert solver.resume(allow_changes=True) and not any(
+        o.state for o in solver.optimizers.values()
+    )
     weights = uninterrupted[then].generator.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in solver.generator.state_dict().items())
+    assert all(
+        torch.equal(value, weights[name]) for name, value in solver.generator.state_dict().items()
+    )
     solver.fit()
     assert solver.step == 16
 
@@ -340,11 +385,16 @@ def test_another_machine_is_told(images, uninterrupted, tmp_path, monkeypatch, c
     """ "auto" is bf16 where that is faster: a run may move on, and is told that its last digits may."""
     for bf16 in (True, False):
         monkeypatch.setattr(solver_module, "computes_in_bf16", lambda device, bf16=bf16: bf16)
-        solver = make("pretrain", images, tmp_path / "run", mixed_precision="auto", epochs=1 if bf16 else 2)
+        solver = make(
+            "pretrain", images, tmp_path / "run", mixed_precision="auto", epochs=1 if bf16 else 2
+        )
         assert solver.autocast._enabled == bf16
         assert solver.resume(allow_changes=True) != bf16
         solver.fit()
-    assert "other last digits" in (text := capsys.readouterr().out) and "bf16 was True, is False" in text
+    assert (
+        "other last digits" in (text := capsys.readouterr().out)
+        and "bf16 was True, is False" in text
+    )
     again = make("pretrain", images, tmp_path / "run", mixed_precision="auto", epochs=2)
     assert again.resume() and "other last digits" not in capsys.readouterr().out
 
@@ -354,7 +404,9 @@ def test_another_batch_size_goes_on_after_the_same_part_of_the_epoch(images, tmp
     at_step(monkeypatch, solver, 6, lambda losses: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         solver.fit()
-    smaller = make("pretrain", images, tmp_path / "run", batch_size=2)  # eight batches an epoch, of which four are done
+    smaller = make(
+        "pretrain", images, tmp_path / "run", batch_size=2
+    )  # eight batches an epoch, of which four are done
     smaller.resume(allow_changes=True)
     assert (smaller.epoch, smaller.batch, smaller.step) == (1, 4, 6)
     smaller.fit()
@@ -385,13 +437,17 @@ def test_states_of_older_versions_are_read(images, uninterrupted, tmp_path):
     assert solver.resume()
     assert (solver.epoch, solver.batch, solver.step) == (3, 0, 12)
     assert solver.history == uninterrupted["gan"].history
-    with pytest.raises(ValueError, match="warmup_steps: 0 in the state, 1 now"):  # absent then means its default
+    with pytest.raises(
+        ValueError, match="warmup_steps: 0 in the state, 1 now"
+    ):  # absent then means its default
         make("gan", images, tmp_path / "run", warmup_steps=1).resume()
 
 
 def test_a_state_of_other_networks_is_refused(images, uninterrupted, tmp_path):
     shutil.copytree(uninterrupted["pretrain"].folder, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"state-\d+-\w+\.safetensors is the state of other networks"):
+    with pytest.raises(
+        ValueError, match=r"state-\d+-\w+\.safetensors is the state of other networks"
+    ):
         make("pretrain", images, tmp_path / "run", blocks=2).resume()
     with pytest.raises(ValueError, match="the state of other networks"):
         make("gan", images, tmp_path / "run").resume(allow_changes=True)
@@ -405,7 +461,9 @@ def bit_flipped(data):
     return data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
 
 
-@pytest.mark.parametrize("damage", [truncated, bit_flipped, lambda data: b""], ids=["truncated", "flipped", "empty"])
+@pytest.mark.parametrize(
+    "damage", [truncated, bit_flipped, lambda data: b""], ids=["truncated", "flipped", "empty"]
+)
 def test_a_damaged_newest_state_is_named_and_skipped(damage, images, uninterrupted, tmp_path):
     shutil.copytree(uninterrupted["pretrain"].folder, tmp_path / "run")
     older, newest = states.files(tmp_path / "run")
@@ -421,7 +479,10 @@ def test_a_damaged_newest_state_is_named_and_skipped(damage, images, uninterrupt
 
     for path in (older, newest):
         path.write_bytes(damage(path.read_bytes()))
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match="move the folder away"):
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(ValueError, match="move the folder away"),
+    ):
         make("pretrain", images, tmp_path / "run").resume()
 
 
@@ -438,7 +499,10 @@ def test_a_state_with_code_in_it_runs_none(images, uninterrupted, tmp_path):
     data = pickle.dumps(Malice(tmp_path / "marker"))
     assert pickle.loads(data) and (tmp_path / "marker").exists()  # it would
     (tmp_path / "marker").unlink()
-    for payload in (data, safetensors.torch.save({"x": torch.ones(1)})):  # also a file of the format that is no state
+    for payload in (
+        data,
+        safetensors.torch.save({"x": torch.ones(1)}),
+    ):  # also a file of the format that is no state
         checksum = hashlib.sha256(payload).hexdigest()[:16]
         forged = tmp_path / "run" / f"state-000000099-{checksum}.safetensors"
         forged.write_bytes(payload)
@@ -454,7 +518,9 @@ def test_which_states_are_kept(images, tmp_path):
     assert [states.read(path)[1]["epoch"] for path in solver.states()] == [3, 6, 7]
     solver = make("pretrain", images, tmp_path / "one", keep_last=1)
     (tmp_path / "one").mkdir()
-    (tmp_path / "one" / ".tmp-0123.safetensors").write_bytes(b"of a process that was killed while it wrote")
+    (tmp_path / "one" / ".tmp-0123.safetensors").write_bytes(
+        b"of a process that was killed while it wrote"
+    )
     solver.fit()
     assert not list((tmp_path / "one").glob(".tmp*"))
     assert [states.read(path)[1]["epoch"] for path in solver.states()] == [3]
@@ -473,16 +539,27 @@ def test_a_nan_stops_before_it_is_saved_and_retry_goes_on(stage, images, tmp_pat
         return {name: value * float("nan") for name, value in losses.items()}
 
     at_step(monkeypatch, solver, 7, poison)
-    with pytest.raises(TrainingDiverged, match=r"step 7 \(epoch 2, batch 3\).*last good state is .*state-000000004"):
+    with pytest.raises(
+        TrainingDiverged, match=r"step 7 \(epoch 2, batch 3\).*last good state is .*state-000000004"
+    ):
         solver.fit()
     with pytest.raises(TrainingDiverged):
         solver.save()
     for path in solver.states():
-        assert all(value.isfinite().all() for value in states.read(path)[0].values() if value.is_floating_point())
+        assert all(
+            value.isfinite().all()
+            for value in states.read(path)[0].values()
+            if value.is_floating_point()
+        )
 
     solver.retry()
-    assert (solver.step, solver.learning_rate(4)) == (4, 0.5 * make(stage, images, tmp_path / "x").learning_rate(4))
-    again = make(stage, images, tmp_path / "run", log_every=100)  # the halved rate outlives the process
+    assert (solver.step, solver.learning_rate(4)) == (
+        4,
+        0.5 * make(stage, images, tmp_path / "x").learning_rate(4),
+    )
+    again = make(
+        stage, images, tmp_path / "run", log_every=100
+    )  # the halved rate outlives the process
     again.resume()
     assert again.learning_rate_scale == 0.5
     solver.fit()
@@ -492,15 +569,27 @@ def test_a_nan_stops_before_it_is_saved_and_retry_goes_on(stage, images, tmp_pat
 
 def test_a_loss_that_is_not_finite_is_not_saved(images, tmp_path, monkeypatch):
     solver = make("pretrain", images, tmp_path / "run", log_every=100, checkpoint_minutes=0)
-    at_step(monkeypatch, solver, 3, lambda losses: {name: value * float("inf") for name, value in losses.items()})
+    at_step(
+        monkeypatch,
+        solver,
+        3,
+        lambda losses: {name: value * float("inf") for name, value in losses.items()},
+    )
     with pytest.raises(TrainingDiverged, match=r"A loss is not finite at step 3 .*state-000000002"):
         solver.fit()
 
 
 def test_a_weight_that_is_not_finite_is_not_saved(images, tmp_path, monkeypatch):
     solver = make("pretrain", images, tmp_path / "run", epochs=1)
-    at_step(monkeypatch, solver, 4, lambda losses: solver.generator.tail.bias.data.fill_(float("inf")) is None)
-    with pytest.raises(TrainingDiverged, match=r"tail\.bias is not finite at step 4.*state-000000000"):
+    at_step(
+        monkeypatch,
+        solver,
+        4,
+        lambda losses: solver.generator.tail.bias.data.fill_(float("inf")) is None,
+    )
+    with pytest.raises(
+        TrainingDiverged, match=r"tail\.bias is not finite at step 4.*state-000000000"
+    ):
         solver.fit()
     assert [states.read(path)[1]["step"] for path in solver.states()] == [0]
     assert not (tmp_path / "run.safetensors").exists()
@@ -535,7 +624,9 @@ def test_out_of_memory_says_which_batch_fits(stage, images, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("folder", ["run", "."])  # of the state; of the generator
-def test_a_full_disk_leaves_the_state_before_whole(folder, images, uninterrupted, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_state_before_whole(
+    folder, images, uninterrupted, tmp_path, monkeypatch
+):
     write_bytes = Path.write_bytes
 
     def full(path, data):
@@ -549,7 +640,9 @@ def test_a_full_disk_leaves_the_state_before_whole(folder, images, uninterrupted
     good = solver.last_state
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(OSError, match=f"(?s)No space left.*step 12.*whole: .*{good.name}.*Make room") as failed:
+        with pytest.raises(
+            OSError, match=f"(?s)No space left.*step 12.*whole: .*{good.name}.*Make room"
+        ) as failed:
             solver.fit()
     assert failed.value.errno == errno.ENOSPC
     assert solver.states()[-1] == good
@@ -565,7 +658,11 @@ def test_a_full_disk_leaves_the_state_before_whole(folder, images, uninterrupted
 def mount(folder, options):
     """Whether a file system in memory could be mounted there."""
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    return os.name == "posix" and not os.geteuid() and not subprocess.run(command, capture_output=True).returncode
+    return (
+        os.name == "posix"
+        and not os.geteuid()
+        and not subprocess.run(command, capture_output=True).returncode
+    )
 
 
 @pytest.fixture
@@ -599,10 +696,14 @@ def test_a_read_only_folder_is_told_before_training(images, tmp_path):
     folder.chmod(0o500)
     mounted = False
     if os.access(folder, os.W_OK):  # permissions do not bind this user; a file system does
-        mounted = mount(folder, "ro") or pytest.skip("permissions do not bind this user, who may not mount either")
+        mounted = mount(folder, "ro") or pytest.skip(
+            "permissions do not bind this user, who may not mount either"
+        )
     try:
         solver = make("pretrain", images, folder / "run")
-        with pytest.raises(OSError, match=r"closed/run: cannot be written .*Make room, or make the folder writable"):
+        with pytest.raises(
+            OSError, match=r"closed/run: cannot be written .*Make room, or make the folder writable"
+        ):
             solver.fit()
         assert solver.step == 0
     finally:
@@ -620,11 +721,16 @@ def test_a_killed_worker_costs_nothing(images, tmp_path, monkeypatch):
         os.kill(worker.pid, signal.SIGKILL)
 
     at_step(monkeypatch, solver, 3, kill_worker)
-    with pytest.raises(RuntimeError, match=r"Batch \d+ of epoch 1 cannot be loaded .*worker.*is saved.*num_workers=0"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"Batch \d+ of epoch 1 cannot be loaded .*worker.*is saved.*num_workers=0",
+    ):
         solver.fit()
     assert state_of(solver)[1]["step"] == solver.step >= 3
 
-    again, whole = (make("pretrain", images, tmp_path / name, **settings) for name in ("run", "whole"))
+    again, whole = (
+        make("pretrain", images, tmp_path / name, **settings) for name in ("run", "whole")
+    )
     assert again.resume() and again.step == solver.step
     again.fit()
     whole.fit()
@@ -632,7 +738,8 @@ def test_a_killed_worker_costs_nothing(images, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"batchsize": 4}, {"mixed_precision": "half"}, {"schedule": "step"}, {"optimizer": "sgd"}]
+    "settings",
+    [{"batchsize": 4}, {"mixed_precision": "half"}, {"schedule": "step"}, {"optimizer": "sgd"}],
 )
 def test_unknown_settings_are_refused_at_once(settings, images, tmp_path):
     with pytest.raises(ValueError, match=next(iter(settings))):
@@ -649,15 +756,25 @@ def test_learning_rate_schedules(images, tmp_path):
 
     assert rates(schedule="constant") == [1] * 9
     assert rates(schedule="tenth") == [1] * 4 + [0.1] * 5
-    assert rates(schedule="cosine") == pytest.approx([(1 + np.cos(np.pi * k / 8)) / 2 for k in range(9)])
-    assert rates(schedule="constant", warmup_steps=4) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1])
+    assert rates(schedule="cosine") == pytest.approx(
+        [(1 + np.cos(np.pi * k / 8)) / 2 for k in range(9)]
+    )
+    assert rates(schedule="constant", warmup_steps=4) == pytest.approx(
+        [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1]
+    )
 
 
 def test_the_rate_reaches_adam(images, tmp_path):
     solver = make("gan", images, tmp_path / "run", epochs=1, log_every=1)
     solver.fit()
-    assert [row["learning_rate"] for row in solver.history["train"]] == [solver.learning_rate(k) for k in range(4)]
-    assert all(group["lr"] == solver.learning_rate(3) for o in solver.optimizers.values() for group in o.param_groups)
+    assert [row["learning_rate"] for row in solver.history["train"]] == [
+        solver.learning_rate(k) for k in range(4)
+    ]
+    assert all(
+        group["lr"] == solver.learning_rate(3)
+        for o in solver.optimizers.values()
+        for group in o.param_groups
+    )
 
 
 def test_the_average_is_of_weights_and_statistics(images, tmp_path, monkeypatch):
@@ -696,45 +813,69 @@ def test_history_rows_are_means_and_the_log_is_the_history(images, tmp_path, mon
     monkeypatch.setattr(PretrainSolver, "training_step", recorded)
     solver.fit()
     rows = solver.history["train"]
-    assert [row["step"] for row in rows] == [3, 4, 6, 8, 9, 12]  # every third, and at the end of an epoch
+    assert [row["step"] for row in rows] == [
+        3,
+        4,
+        6,
+        8,
+        9,
+        12,
+    ]  # every third, and at the end of an epoch
     assert [row["epoch"] for row in rows] == [0.75, 1, 1.5, 2, 2.25, 3]
     ends = [0, *(row["step"] for row in rows)]
     means = [np.mean(losses[a:b]) for a, b in itertools.pairwise(ends)]
     assert [row["content_loss"] for row in rows] == pytest.approx(means, rel=1e-5)
-    assert [(row["step"], row["epoch"]) for row in solver.history["valid"]] == [(4, 1), (8, 2), (12, 3)]
+    assert [(row["step"], row["epoch"]) for row in solver.history["valid"]] == [
+        (4, 1),
+        (8, 2),
+        (12, 3),
+    ]
 
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     for kind in ("train", "valid"):
-        assert [{k: v for k, v in row.items() if k != "kind"} for row in log if row["kind"] == kind] == solver.history[
-            kind
-        ]
+        assert [
+            {k: v for k, v in row.items() if k != "kind"} for row in log if row["kind"] == kind
+        ] == solver.history[kind]
 
 
 def test_callback_after_each_epoch(images, tmp_path):
     seen = []
-    make("pretrain", images, tmp_path / "run").fit(callback=lambda solver: seen.append((solver.epoch, solver.step)))
+    make("pretrain", images, tmp_path / "run").fit(
+        callback=lambda solver: seen.append((solver.epoch, solver.step))
+    )
     assert seen == [(1, 4), (2, 8), (3, 12)]
 
 
 def test_tensorboard(images, tmp_path, monkeypatch):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     solver = make("pretrain", images, tmp_path / "run", tensorboard=True, valid=True, log_every=1)
-    at_step(monkeypatch, solver, 7, lambda losses: {name: value * float("nan") for name, value in losses.items()})
+    at_step(
+        monkeypatch,
+        solver,
+        7,
+        lambda losses: {name: value * float("nan") for name, value in losses.items()},
+    )
     with pytest.raises(TrainingDiverged):
         solver.fit()
     solver.retry()
     solver.fit()
     events = reader.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     shown = [(event.step, event.value) for event in events.Scalars("train/content_loss")]
-    assert shown == [(row["step"], pytest.approx(row["content_loss"])) for row in solver.history["train"]]
+    assert shown == [
+        (row["step"], pytest.approx(row["content_loss"])) for row in solver.history["train"]
+    ]
     assert len(events.Scalars("valid/psnr")) == 3
 
 
 def test_two_solvers_with_different_precision_in_one_process(images, tmp_path):
     kinds = {}
     for name in ("no", "bf16", "no"):
-        solver = make("gan", images, tmp_path / f"{name}-{len(kinds)}", mixed_precision=name, epochs=1)
-        solver.generator.head[0].register_forward_hook(lambda module, x, y, name=name: kinds.update({name: y.dtype}))
+        solver = make(
+            "gan", images, tmp_path / f"{name}-{len(kinds)}", mixed_precision=name, epochs=1
+        )
+        solver.generator.head[0].register_forward_hook(
+            lambda module, x, y, name=name: kinds.update({name: y.dtype})
+        )
         solver.fit()
         assert all(p.dtype == torch.float32 for p in solver.generator.parameters())
         assert solver.upscale(np.zeros((8, 8, 3), np.uint8)).shape == (32, 32, 3)
@@ -745,7 +886,9 @@ def test_two_solvers_with_different_precision_in_one_process(images, tmp_path):
 def compiler(monkeypatch):
     """Where torch.compile has what it needs. It keeps what it has made: a second run of these tests is faster."""
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no pool of processes for a few kernels
+    monkeypatch.setattr(
+        torch._inductor.config, "compile_threads", 1
+    )  # no pool of processes for a few kernels
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if not utils.can_compile(torch.device("cpu")):
@@ -763,16 +906,24 @@ class FewKernels(SRResNet):
             3, 4, 3, padding=1, bias=False
         )  # a bias would follow the rounding of its zero gradient
         self.upsample = torch.nn.Conv2d(4, 48, 3, padding=1)
-        self.blocks, self.after_blocks, self.tail = torch.nn.BatchNorm2d(4), torch.nn.PReLU(), torch.nn.Identity()
+        self.blocks, self.after_blocks, self.tail = (
+            torch.nn.BatchNorm2d(4),
+            torch.nn.PReLU(),
+            torch.nn.Identity(),
+        )
 
     def forward(self, lr):
         return F.pixel_shuffle(self.upsample(self.after_blocks(self.blocks(self.head(lr)))), 4)
 
 
-def test_compiled_is_nearly_the_same_and_goes_on_to_the_bit(compiler, images, tmp_path, monkeypatch):
+def test_compiled_is_nearly_the_same_and_goes_on_to_the_bit(
+    compiler, images, tmp_path, monkeypatch
+):
     """Twelve patches in batches of eight: an epoch's last batch has another shape, and the run goes on with that one."""
     monkeypatch.setattr(sys.modules[__name__], "SRResNet", FewKernels)
-    settings = dict(patches=3, batch_size=8, epochs=2, schedule="constant", learning_rate=1e-4, log_every=1)
+    settings = dict(
+        patches=3, batch_size=8, epochs=2, schedule="constant", learning_rate=1e-4, log_every=1
+    )
     whole = make("pretrain", images, tmp_path / "whole", compile=True, **settings)
     plain = make("pretrain", images, tmp_path / "plain", **settings)
     for solver in (whole, plain):
@@ -780,7 +931,11 @@ def test_compiled_is_nearly_the_same_and_goes_on_to_the_bit(compiler, images, tm
     assert whole.generator._compiled_call_impl and not plain.generator._compiled_call_impl
     tensors, others = whole._state()[0], plain._state()[0]
     assert tensors.keys() == others.keys()
-    for name in (name for name in others if name.split(".")[0] in ("generator", "ema") and ".adam." not in name):
+    for name in (
+        name
+        for name in others
+        if name.split(".")[0] in ("generator", "ema") and ".adam." not in name
+    ):
         torch.testing.assert_close(tensors[name], others[name], rtol=1e-4, atol=1e-5)
 
     torch._dynamo.reset()  # what a new process has not yet compiled
@@ -800,7 +955,10 @@ def test_where_it_cannot_compile_it_goes_on_without(images, uninterrupted, tmp_p
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand more")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    with pytest.warns(UserWarning, match=r"torch.compile does not work here \(.*compiler found\): going on without"):
+    with pytest.warns(
+        UserWarning,
+        match=r"torch.compile does not work here \(.*compiler found\): going on without",
+    ):
         solver = make("pretrain", images, tmp_path / "run", compile=True)
     solver.fit()
     assert_same(solver, uninterrupted["pretrain"])
@@ -808,7 +966,9 @@ def test_where_it_cannot_compile_it_goes_on_without(images, uninterrupted, tmp_p
 
 def test_the_loss_scale_of_fp16_is_part_of_the_state(images, tmp_path):
     solver = make("pretrain", images, tmp_path / "run", mixed_precision="fp16", epochs=1)
-    solver.scaler.update(128.0) if solver.scaler._scale is not None else solver.scaler.scale(torch.ones(1))
+    solver.scaler.update(128.0) if solver.scaler._scale is not None else solver.scaler.scale(
+        torch.ones(1)
+    )
     solver.scaler.update(128.0)
     solver.fit()
     again = make("pretrain", images, tmp_path / "run", mixed_precision="fp16", epochs=1)
@@ -829,7 +989,14 @@ def test_a_third_stage_is_one_method(images, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules[__name__], "PretrainSolver", Third)
-        solver = make("pretrain", images, tmp_path / "run", mixed_precision="bf16", epochs=1, learning_rate=0.01)
+        solver = make(
+            "pretrain",
+            images,
+            tmp_path / "run",
+            mixed_precision="bf16",
+            epochs=1,
+            learning_rate=0.01,
+        )
     solver.fit()
     assert all(row["change"] > 1e-4 for row in solver.history["train"])
 
@@ -855,7 +1022,9 @@ def test_the_discriminator_learns_to_tell_one_batch_apart(images, tmp_path):
         group["lr"] = 0.0
     lr, hr = a_batch(images)
     rows = [{k: v.item() for k, v in solver.training_step(lr, hr).items()} for _ in range(40)]
-    assert rows[0]["d_real"] == pytest.approx(0.5, abs=0.2) and rows[0]["d_generated"] == pytest.approx(0.5, abs=0.2)
+    assert rows[0]["d_real"] == pytest.approx(0.5, abs=0.2) and rows[0][
+        "d_generated"
+    ] == pytest.approx(0.5, abs=0.2)
     assert rows[-1]["d_real"] > 0.9 and rows[-1]["d_generated"] < 0.1
     assert rows[-1]["discriminator_loss"] < 0.3 < 1 < rows[0]["discriminator_loss"]
 
@@ -875,7 +1044,10 @@ def test_each_paragraph_moves_one_network(images, tmp_path, monkeypatch):
     order, update = [], solver.update
 
     def weights():
-        return {name: [p.detach().clone() for p in solver.bare(name).parameters()] for name in solver.networks}
+        return {
+            name: [p.detach().clone() for p in solver.bare(name).parameters()]
+            for name in solver.networks
+        }
 
     def observed(name, loss):
         other = {"generator": "discriminator", "discriminator": "generator"}[name]
@@ -921,16 +1093,33 @@ def test_the_gan_step_is_the_paper_s(images, tmp_path):
 def test_the_base_mode_starts_at_random(images, tmp_path):
     solver = make("gan", images, tmp_path / "run", log_every=1, epochs=1)
     solver.fit()
-    columns = {"perceptual_loss", "content_loss", "adversarial_loss", "discriminator_loss", "d_real", "d_generated"}
+    columns = {
+        "perceptual_loss",
+        "content_loss",
+        "adversarial_loss",
+        "discriminator_loss",
+        "d_real",
+        "d_generated",
+    }
     for row in solver.history["train"]:
         assert columns | {"content_to_adversarial"} <= row.keys()
-        assert row["perceptual_loss"] == pytest.approx(row["content_loss"] + row["adversarial_loss"], rel=1e-5)
-        assert row["content_to_adversarial"] == pytest.approx(row["content_loss"] / row["adversarial_loss"])
+        assert row["perceptual_loss"] == pytest.approx(
+            row["content_loss"] + row["adversarial_loss"], rel=1e-5
+        )
+        assert row["content_to_adversarial"] == pytest.approx(
+            row["content_loss"] / row["adversarial_loss"]
+        )
 
 
 # --- content losses --------------------------------------------------------------------------------------------------
 
-VGG = {1: (3, [64] * 2), 2: (64, [128] * 2), 3: (128, [256] * 4), 4: (256, [512] * 4), 5: (512, [512] * 4)}
+VGG = {
+    1: (3, [64] * 2),
+    2: (64, [128] * 2),
+    3: (128, [256] * 4),
+    4: (256, [512] * 4),
+    5: (512, [512] * 4),
+}
 
 
 @pytest.fixture(scope="session")
@@ -939,7 +1128,12 @@ def vgg_weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vgg")
 
     def write(blocks):
-        path, generator, index, weights = folder / f"vgg{blocks}.pth", torch.Generator().manual_seed(0), 0, {}
+        path, generator, index, weights = (
+            folder / f"vgg{blocks}.pth",
+            torch.Generator().manual_seed(0),
+            0,
+            {},
+        )
         if not path.exists():
             for block in range(1, blocks + 1):
                 previous, widths = VGG[block]
@@ -948,7 +1142,9 @@ def vgg_weights(tmp_path_factory):
                     weights[f"features.{index}.weight"] = scale * torch.randn(
                         width, previous, 3, 3, generator=generator
                     )
-                    weights[f"features.{index}.bias"] = 0.1 * torch.randn(width, generator=generator)
+                    weights[f"features.{index}.bias"] = 0.1 * torch.randn(
+                        width, generator=generator
+                    )
                     previous, index = width, index + 2
                 index += 1  # the pooling
             torch.save(weights, path)
@@ -963,13 +1159,18 @@ def test_phi_22_is_the_fourth_convolution_after_its_activation(vgg_weights, imag
     loss, source = content_loss("vgg22", path)
 
     def phi_22(x):
-        x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+        x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+            [0.229, 0.224, 0.225]
+        ).view(3, 1, 1)
         for index in (0, 2, "pool", 5, 7):
             if index == "pool":
                 x = F.max_pool2d(x, 2)
             else:
                 x = F.conv2d(
-                    x, weights[f"features.{index}.weight"], weights[f"features.{index}.bias"], padding=1
+                    x,
+                    weights[f"features.{index}.weight"],
+                    weights[f"features.{index}.bias"],
+                    padding=1,
                 ).relu()
         return x
 
@@ -980,9 +1181,13 @@ def test_phi_22_is_the_fourth_convolution_after_its_activation(vgg_weights, imag
 
 
 @pytest.mark.parametrize("name", ["mse", "vgg11", "vgg12", "vgg22", "vgg31", "vgg54"])
-def test_each_content_loss_moves_the_generator_by_its_own_gradient(name, vgg_weights, images, tmp_path):
+def test_each_content_loss_moves_the_generator_by_its_own_gradient(
+    name, vgg_weights, images, tmp_path
+):
     path = None if name == "mse" else vgg_weights(int(name[3]))
-    settings = dict(content_loss=name, vgg_weights=path and str(path), adversarial_weight=0.0, epochs=1)
+    settings = dict(
+        content_loss=name, vgg_weights=path and str(path), adversarial_weight=0.0, epochs=1
+    )
     solver = make("gan", images, tmp_path / "run", content_weight=3.0, **settings)
     generator, loss = deepcopy(solver.generator), content_loss(name, path)[0]
     lr, hr = a_batch(images, 2)
@@ -994,12 +1199,20 @@ def test_each_content_loss_moves_the_generator_by_its_own_gradient(name, vgg_wei
 
 
 def test_frozen_layers_stay_and_the_others_move(images, tmp_path):
-    solver = make("gan", images, tmp_path / "run", frozen_layers=["upsample", "tail"], optimizer="muon")
+    solver = make(
+        "gan", images, tmp_path / "run", frozen_layers=["upsample", "tail"], optimizer="muon"
+    )
     before = {name: value.clone() for name, value in solver.generator.named_parameters()}
     solver.fit(1)
-    moved = {name for name, value in solver.generator.named_parameters() if not torch.equal(value, before[name])}
+    moved = {
+        name
+        for name, value in solver.generator.named_parameters()
+        if not torch.equal(value, before[name])
+    }
     assert moved == {name for name in before if not name.startswith(("upsample.", "tail."))}
-    again = make("gan", images, tmp_path / "run", frozen_layers=["upsample", "tail"], optimizer="muon")
+    again = make(
+        "gan", images, tmp_path / "run", frozen_layers=["upsample", "tail"], optimizer="muon"
+    )
     assert again.resume()
     again.fit(2)
     assert torch.equal(again.generator.tail.weight, before["tail.weight"])

@@ -15,7 +15,7 @@ from test_solver import make, make_images, state_of
 import solver as solver_module
 from models import load_generator
 from solver import GANSolver, PretrainSolver, TrainingDiverged
-from states import read_newest
+from tools.checkpoints import read_newest
 
 
 def in_double_precision(stage):
@@ -23,7 +23,9 @@ def in_double_precision(stage):
 
     class Double({"pretrain": PretrainSolver, "gan": GANSolver}[stage]):
         def __init__(self, *arguments):
-            super().__init__(*[a.double() if isinstance(a, torch.nn.Module) else a for a in arguments])
+            super().__init__(
+                *[a.double() if isinstance(a, torch.nn.Module) else a for a in arguments]
+            )
 
         def training_step(self, lr, hr):
             return super().training_step(lr.double(), hr.double())
@@ -48,7 +50,14 @@ def train_in_double_precision(folder):
 
 
 def train_in_half_precision(folder):
-    make("gan", folder.parent / "list.csv", folder / "half", epochs=1, mixed_precision="bf16", log_every=1).fit()
+    make(
+        "gan",
+        folder.parent / "list.csv",
+        folder / "half",
+        epochs=1,
+        mixed_precision="bf16",
+        log_every=1,
+    ).fit()
 
 
 def train_by_the_command_line(folder):
@@ -99,11 +108,17 @@ def stop_one_and_go_on(folder):
     class Poisoned(GANSolver):
         def training_step(self, lr, hr):
             losses = super().training_step(lr, hr)
-            return {k: v * float("nan") for k, v in losses.items()} if self.accelerator.process_index == 1 else losses
+            return (
+                {k: v * float("nan") for k, v in losses.items()}
+                if self.accelerator.process_index == 1
+                else losses
+            )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["test_solver"], "GANSolver", Poisoned)
-        with pytest.raises(TrainingDiverged, match="at step 1 "):  # what one process meets stops all
+        with pytest.raises(
+            TrainingDiverged, match="at step 1 "
+        ):  # what one process meets stops all
             make("gan", images, folder / "poisoned", patches=8).fit()
 
     damaged = make("gan", images, folder / "damaged", patches=8)
@@ -121,7 +136,9 @@ def run_two(*command, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    where = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    where = dict(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2"
+    )
     where.update(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path))
     environ = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     workers = [
@@ -179,7 +196,9 @@ def test_two_processes_compute_what_one_does(run, runs):
     assert one.keys() == two.keys()
     assert facts_one["identity"] == facts_two["identity"]
     for name in one.keys() - {"history"}:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-7, atol=1e-9, msg=lambda text, name=name: name + text)
+        torch.testing.assert_close(
+            two[name], one[name], rtol=1e-7, atol=1e-9, msg=lambda text, name=name: name + text
+        )
     histories = [json.loads(bytes(tensors["history"].tolist()))["train"] for tensors in (one, two)]
     for rows in zip(*histories, strict=True):
         a, b = ({key: value for key, value in row.items() if key != "seconds"} for row in rows)
@@ -192,7 +211,9 @@ def test_two_processes_in_half_precision_come_near_it(runs):
         _, tensors, _ = read_newest(folder / "half")
         histories.append(json.loads(bytes(tensors["history"].tolist()))["train"])
         kinds = {
-            value.dtype for key, value in tensors.items() if key.split(".")[0] in ("generator", "discriminator", "ema")
+            value.dtype
+            for key, value in tensors.items()
+            if key.split(".")[0] in ("generator", "discriminator", "ema")
         }
         assert kinds == {torch.float32, torch.int64}
     for one, two in zip(*histories, strict=True):
@@ -204,7 +225,11 @@ def test_two_processes_in_half_precision_come_near_it(runs):
 def test_the_command_line_on_two_processes(name, steps, runs):
     (_, one, _), (_, two, facts) = (read_newest(folder / name) for folder in runs[:2])
     assert facts["step"] == steps
-    weights = [key for key in one if key.split(".")[0] in ("generator", "discriminator", "ema") and ".adam." not in key]
+    weights = [
+        key
+        for key in one
+        if key.split(".")[0] in ("generator", "discriminator", "ema") and ".adam." not in key
+    ]
     assert any("running_var" in key for key in weights)
     # Adam's first steps follow the sign of a gradient: where that is all but zero, float32's rounding decides. So single
     # weights may be steps apart; `test_two_processes_compute_what_one_does` has double precision, and no such exception.
@@ -212,25 +237,38 @@ def test_the_command_line_on_two_processes(name, steps, runs):
     assert (apart > 1e-5).double().mean() < 1e-3
     assert apart.max() < 2 * steps * LEARNING_RATE
     first = {path.name: load_generator(path).state_dict() for path in runs[1].glob("*.safetensors")}
-    averaged = [key for key in two if key.startswith("ema.") and (name == "srresnet" or "running" not in key)]
-    averaged = [key for key in averaged if "num_batches" not in key]  # a GAN's statistics are taken anew, see `for_use`
-    assert averaged and all(torch.equal(first[f"{name}.safetensors"][key[4:]], two[key]) for key in averaged)
+    averaged = [
+        key
+        for key in two
+        if key.startswith("ema.") and (name == "srresnet" or "running" not in key)
+    ]
+    averaged = [
+        key for key in averaged if "num_batches" not in key
+    ]  # a GAN's statistics are taken anew, see `for_use`
+    assert averaged and all(
+        torch.equal(first[f"{name}.safetensors"][key[4:]], two[key]) for key in averaged
+    )
 
 
 def test_the_gan_starts_from_srresnet_and_the_base_mode_does_not(runs):
     srresnet, srgan, random = (
-        load_generator(runs[1] / f"{name}.safetensors").tail.weight for name in ("srresnet", "srgan", "random")
+        load_generator(runs[1] / f"{name}.safetensors").tail.weight
+        for name in ("srresnet", "srgan", "random")
     )
     assert (srgan - srresnet).abs().max() < 1e-3 < (random - srresnet).abs().max()
 
 
 def test_one_of_two_is_told_to_stop(runs):
-    (whole, facts_whole), (stopped, facts) = (state_of(runs[1] / name) for name in ("stopped_whole", "stopped"))
+    (whole, facts_whole), (stopped, facts) = (
+        state_of(runs[1] / name) for name in ("stopped_whole", "stopped")
+    )
     assert facts["step"] == facts_whole["step"] == 24
     assert whole.keys() == stopped.keys()
     assert not [name for name in whole if not torch.equal(whole[name], stopped[name])]
     for a, b in zip(facts_whole["history"]["train"], facts["history"]["train"], strict=True):
-        assert a == pytest.approx(b, rel=1e-6)  # sums are added up in another order once a state was saved
+        assert a == pytest.approx(
+            b, rel=1e-6
+        )  # sums are added up in another order once a state was saved
 
 
 def test_only_the_first_process_writes_and_shows(runs):
@@ -238,7 +276,13 @@ def test_only_the_first_process_writes_and_shows(runs):
     assert "PSNR" in first and "Going on from" in first and "epoch 1/2" in first
     assert "PSNR" not in second and "Going on from" not in second and "epoch" not in second
     log = (runs[1] / "srgan" / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["kind"] for line in log] == ["train", "valid", "train", "train", "valid"]
+    assert [json.loads(line)["kind"] for line in log] == [
+        "train",
+        "valid",
+        "train",
+        "train",
+        "valid",
+    ]
 
 
 if __name__ == "__main__":

@@ -64,7 +64,18 @@ def photo(height, width):
 
 # -- pieces and whole -------------------------------------------------------------------------------------------------
 
-SIZES = [(1, 1), (1, 500), (500, 1), (37, 53), (64, 64), (5, 333), (3, 3), (90, 120), (97, 131), (150, 149)]
+SIZES = [
+    (1, 1),
+    (1, 500),
+    (500, 1),
+    (37, 53),
+    (64, 64),
+    (5, 333),
+    (3, 3),
+    (90, 120),
+    (97, 131),
+    (150, 149),
+]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -85,9 +96,17 @@ def test_the_network_alone(generator, tmp_path):
         result = super_resolve(generator, image, tile=tile, back_projection=False, progress=False)
         assert np.array_equal(result, expected)
     rgba = np.concatenate([image, alpha], axis=2)
-    assert np.array_equal(super_resolve(generator, rgba, back_projection=False, progress=False)[..., :3], expected)
+    assert np.array_equal(
+        super_resolve(generator, rgba, back_projection=False, progress=False)[..., :3], expected
+    )
     write_image(tmp_path / "image.png", image)
-    super_resolve_file(generator, tmp_path / "image.png", tmp_path / "out.png", back_projection=False, progress=False)
+    super_resolve_file(
+        generator,
+        tmp_path / "image.png",
+        tmp_path / "out.png",
+        back_projection=False,
+        progress=False,
+    )
     assert np.array_equal(read_image(tmp_path / "out.png"), expected)
 
 
@@ -96,9 +115,15 @@ def test_back_projection_keeps_what_is_invented_and_corrects_the_rest():
     lr = imresize(hr, 1 / 4)
     stain = np.zeros_like(hr)
     stain[40:100, 60:120] = [0.04, -0.03, 0.02]
-    invented = np.tile([[0.1, -0.1], [-0.1, 0.1]], (80, 80))[..., None]  # between the LR pixels: no trace in them
+    invented = np.tile([[0.1, -0.1], [-0.1, 0.1]], (80, 80))[
+        ..., None
+    ]  # between the LR pixels: no trace in them
     wrong = hr + stain + invented
-    sr = back_project(*(torch.from_numpy(x).permute(2, 0, 1) for x in (wrong, lr))).permute(1, 2, 0).numpy()
+    sr = (
+        back_project(*(torch.from_numpy(x).permute(2, 0, 1) for x in (wrong, lr)))
+        .permute(1, 2, 0)
+        .numpy()
+    )
     assert np.abs(sr - (wrong + imresize(lr - imresize(wrong, 1 / 4), 4))).max() < 1e-12
     left = sr - hr - invented
     assert np.abs(left[52:88, 72:108]).max() < 1e-3 and np.abs(left[8:24, 8:-8]).max() < 1e-3
@@ -112,7 +137,9 @@ def test_how_far_back_projection_looks_is_what_a_change_shows():
         assert abs(touched - 10).max() <= module.BACK_PROJECTION_RADIUS
 
 
-@pytest.mark.parametrize("channels", [4, 64])  # a small convolution is one of few maps, or of few pixels
+@pytest.mark.parametrize(
+    "channels", [4, 64]
+)  # a small convolution is one of few maps, or of few pixels
 def test_pieces_are_summed_as_the_whole_image_is(channels):
     """16 bits show what 8 round away: that PyTorch took another algorithm for a piece than for the whole."""
     generator = make_generator(1, channels)
@@ -122,18 +149,24 @@ def test_pieces_are_summed_as_the_whole_image_is(channels):
         sr = back_project(generator(lr).clamp(0, 1), lr)[0]
         expected = (sr.clamp(0, 1) * 65535).round().permute(1, 2, 0).numpy()
     for tile in (90, 37, 16):
-        assert np.array_equal(super_resolve(generator, image, tile=tile, progress=False), expected), tile
+        assert np.array_equal(
+            super_resolve(generator, image, tile=tile, progress=False), expected
+        ), tile
 
 
 def test_pieces_equal_the_whole_image_with_the_papers_depth():
     generator = make_generator(16, 16)  # looks 40 pixels far, as the paper's does
     image = photo(50, 130)
-    assert np.array_equal(super_resolve(generator, image, tile=33, progress=False), whole(generator, image))
+    assert np.array_equal(
+        super_resolve(generator, image, tile=33, progress=False), whole(generator, image)
+    )
 
 
 def test_how_far_the_network_looks_is_what_a_change_shows():
     generator = make_generator(2, 4).double()
-    lr = torch.rand(1, 3, 41, 41, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    lr = torch.rand(
+        1, 3, 41, 41, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     centre = generator(lr)[..., 4 * 20 : 4 * 21, 4 * 20 : 4 * 21].sum()
     touched = torch.autograd.grad(centre, lr)[0].abs().sum(dim=1)[0].nonzero()
     reach = abs(touched - 20).max().item()
@@ -153,7 +186,9 @@ def test_ensemble_is_the_mean_of_eight_views(tiny):
                 sr = sr[:, ::-1] if flip else sr
                 total = total + np.rot90(sr, -rotations).astype(np.float64)
     for tile in (16, "auto"):
-        result = super_resolve(tiny, image, tile=tile, ensemble=True, back_projection=False, progress=False)
+        result = super_resolve(
+            tiny, image, tile=tile, ensemble=True, back_projection=False, progress=False
+        )
         # Eight sums in float32: where the mean is a half to 6 digits, the rounding may go either way.
         assert np.abs(result - (total / 8).clip(0, 1) * 255).max() <= 0.5 + 1e-3
     assert not np.array_equal(result, whole(tiny, image, back_projection=False))
@@ -168,12 +203,16 @@ def test_memory_that_runs_out_halves_the_pieces(generator, monkeypatch):
     def scarce(self, lr):
         seen.append(lr.shape[2] * lr.shape[3])
         if seen[-1] > limit:
-            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+            )
         return trunk(self, lr)
 
     monkeypatch.setattr(SRResNet, "trunk", scarce)
     assert np.array_equal(super_resolve(generator, image, tile=120, progress=False), expected)
-    assert seen[0] > limit and sum(area > limit for area in seen) <= 3  # the smaller size is kept for what follows
+    assert (
+        seen[0] > limit and sum(area > limit for area in seen) <= 3
+    )  # the smaller size is kept for what follows
     limit = 10
     with pytest.raises(MemoryError, match="close other programs"):
         super_resolve(generator, image, progress=False)
@@ -217,7 +256,8 @@ def test_the_generator_is_left_as_it_was(tiny):
     assert np.array_equal(super_resolve(generator, image, progress=False), whole(tiny, image))
     assert generator.training
     assert all(
-        torch.equal(a, b) for a, b in zip(generator.state_dict().values(), tiny.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(generator.state_dict().values(), tiny.state_dict().values(), strict=True)
     )
 
 
@@ -310,7 +350,9 @@ def test_every_mode_of_pil(tiny, mode):
         image = Image.fromarray(deep).convert(mode)
     elif mode.startswith("I"):
         order = {"B": ">", "L": "<"}.get(mode[-1], "=" if mode[-1] == "N" else "<")
-        image = Image.frombytes(mode, (12, 9), deep.astype(deep.dtype.newbyteorder(order)).tobytes())
+        image = Image.frombytes(
+            mode, (12, 9), deep.astype(deep.dtype.newbyteorder(order)).tobytes()
+        )
     elif mode in ("La", "RGBa", "PA"):
         image = rgb.convert("RGBA").convert({"La": "LA", "RGBa": "RGBa", "PA": "PA"}[mode])
         image = image.convert(mode)
@@ -319,7 +361,9 @@ def test_every_mode_of_pil(tiny, mode):
     result = super_resolve(tiny, image, progress=False)
     assert result.mode == PIL_MODES[mode] and result.size == (48, 36)
     if result.mode.startswith("RGB"):
-        colours = np.array(image.convert("RGBA").convert("RGB") if mode == "RGBa" else image.convert("RGB"))
+        colours = np.array(
+            image.convert("RGBA").convert("RGB") if mode == "RGBa" else image.convert("RGB")
+        )
         assert np.array_equal(np.array(result)[..., :3], whole(tiny, colours))
     elif mode.startswith("I"):
         assert np.array_equal(np.array(result), super_resolve(tiny, deep, progress=False))
@@ -372,7 +416,9 @@ def test_a_turned_photograph_comes_out_upright(tiny):
     image = Image.fromarray(photo(10, 16))
     image.getexif()[0x0112] = 6
     upright = np.ascontiguousarray(np.rot90(photo(10, 16), -1))
-    assert np.array_equal(np.array(super_resolve(tiny, image, progress=False)), whole(tiny, upright))
+    assert np.array_equal(
+        np.array(super_resolve(tiny, image, progress=False)), whole(tiny, upright)
+    )
 
 
 # -- files: sound, odd, damaged ---------------------------------------------------------------------------------------
@@ -387,7 +433,11 @@ def encode(image, format, **options):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_the_png_writer_against_pillow_and_opencv(tmp_path, channels, dtype):
-    array = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (150, 7, channels)).astype(dtype)
+    array = (
+        np.random.default_rng(0)
+        .integers(0, np.iinfo(dtype).max + 1, (150, 7, channels))
+        .astype(dtype)
+    )
     strips = [array[:70], array[70:71], array[71:]]
     module._write_png(tmp_path / "a.png", strips, (150, 7), channels, dtype, {})
     if dtype == np.uint8:
@@ -426,7 +476,11 @@ def sound_files():
     for height, width in [(1, 1), (1, 17), (17, 1), (2, 3), (3, 2), (4, 4), (31, 2)]:
         image = Image.fromarray(photo(height, width))
         yield f"size-{height}x{width}.png", encode(image, "PNG"), image
-    yield "palette-transparent.png", encode(palette_image(True), "PNG", transparency=2), palette_image(True)
+    yield (
+        "palette-transparent.png",
+        encode(palette_image(True), "PNG", transparency=2),
+        palette_image(True),
+    )
     yield "png inside.jpg", encode(rgb, "PNG"), rgb
     yield "照片.tif", encode(rgb, "TIFF", compression="tiff_lzw"), rgb
     yield "interlaced-looking.PNG", encode(rgb, "PNG", optimize=True), rgb
@@ -471,9 +525,18 @@ def huge_files():
     import struct
     import zlib
 
-    for width, height in [(60000, 60000), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (1, 2**31 - 1), (0, 5)]:
+    for width, height in [
+        (60000, 60000),
+        (2**31 - 1, 2**31 - 1),
+        (2**31 - 1, 1),
+        (1, 2**31 - 1),
+        (0, 5),
+    ]:
         header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-        yield f"{width}x{height}.png", png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+        yield (
+            f"{width}x{height}.png",
+            png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:],
+        )
     bmp = bytearray(encode(Image.fromarray(photo(9, 12)), "BMP"))
     bmp[18:26] = struct.pack("<ii", 50000, 50000)
     yield "huge.bmp", bytes(bmp)
@@ -488,7 +551,10 @@ def huge_files():
     yield "empty.png", b""
     frames = [Image.fromarray(photo(9, 12)), Image.fromarray(photo(9, 12)[::-1])]
     for format in ("GIF", "PNG", "WEBP", "TIFF"):
-        yield f"animated.{format.lower()}", encode(frames[0], format, save_all=True, append_images=frames[1:])
+        yield (
+            f"animated.{format.lower()}",
+            encode(frames[0], format, save_all=True, append_images=frames[1:]),
+        )
     yield "float.tif", encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
     yield "postscript.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
 
@@ -497,7 +563,10 @@ def huge_files():
 def test_damaged_files_are_refused_or_read_right_and_leave_nothing(tiny, tmp_path):
     refused = read = 0
     source, target = tmp_path / "in", tmp_path / "out" / "result.png"
-    for name, content, sound in [*damaged_files(), *((name, content, None) for name, content in huge_files())]:
+    for name, content, sound in [
+        *damaged_files(),
+        *((name, content, None) for name, content in huge_files()),
+    ]:
         path = source / name
         source.mkdir(exist_ok=True)
         path.write_bytes(content)
@@ -522,7 +591,9 @@ def test_damaged_files_are_refused_or_read_right_and_leave_nothing(tiny, tmp_pat
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("name", "content"), list(huge_files()), ids=lambda value: value if isinstance(value, str) else ""
+    ("name", "content"),
+    list(huge_files()),
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_impossible_files_are_refused(tiny, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -536,10 +607,17 @@ def test_sixteen_bits_a_colour_stay_sixteen_from_file_to_file(tiny, tmp_path, ch
     array = np.random.default_rng(0).integers(0, 65536, (20, 5, channels)).astype(np.uint16)
     module._write_png(tmp_path / "in.png", [array], (20, 5), channels, np.uint16, {})
     super_resolve_file(tiny, tmp_path / "in.png", tmp_path / "out.png", tile=16, progress=False)
-    result = cv2.imread(str(tmp_path / "out.png"), cv2.IMREAD_UNCHANGED)[..., [2, 1, 0, 3][:channels]]
+    result = cv2.imread(str(tmp_path / "out.png"), cv2.IMREAD_UNCHANGED)[
+        ..., [2, 1, 0, 3][:channels]
+    ]
     assert np.array_equal(result, super_resolve(tiny, array, progress=False))
-    with pytest.warns(UserWarning, match="16 bits a channel are read as 8"):  # a PIL image cannot hold them
-        assert super_resolve(tiny, tmp_path / "in.png", progress=False).mode == {3: "RGB", 4: "RGBA"}[channels]
+    with pytest.warns(
+        UserWarning, match="16 bits a channel are read as 8"
+    ):  # a PIL image cannot hold them
+        assert (
+            super_resolve(tiny, tmp_path / "in.png", progress=False).mode
+            == {3: "RGB", 4: "RGBA"}[channels]
+        )
 
 
 def test_a_result_is_whole_or_absent(tiny, tmp_path, monkeypatch):
@@ -594,11 +672,15 @@ def folder(tmp_path, tiny, monkeypatch):
 
 def test_the_command_line_takes_the_network_alone(folder, tiny):
     assert module.main(["照片 1/b.png", "-o", "out", "--network-alone", "--device", "cpu"]) == 0
-    assert np.array_equal(read_image("out/b.png"), whole(tiny, photo(30, 20), back_projection=False))
+    assert np.array_equal(
+        read_image("out/b.png"), whole(tiny, photo(30, 20), back_projection=False)
+    )
 
 
 def test_the_command_line_goes_on_and_sums_up(folder, tiny, capsys):
-    assert module.main(["照片 1", "照片 1/a.jpg", "-o", "out", "--device", "cpu"]) == 1  # a.jpg is named twice
+    assert (
+        module.main(["照片 1", "照片 1/a.jpg", "-o", "out", "--device", "cpu"]) == 1
+    )  # a.jpg is named twice
     printed = capsys.readouterr()
     assert "2 enlarged, 0 skipped, 1 failed" in printed.out and "c.png" in printed.err
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "b.png"]
@@ -613,11 +695,14 @@ def test_the_command_line_goes_on_and_sums_up(folder, tiny, capsys):
 
     assert module.main(["照片 1/b.png", "-o", "out", "--force", "--ensemble", "--tile", "16"]) == 0
     assert np.array_equal(
-        read_image("out/b.png"), super_resolve(tiny, photo(30, 20), tile=16, ensemble=True, progress=False)
+        read_image("out/b.png"),
+        super_resolve(tiny, photo(30, 20), tile=16, ensemble=True, progress=False),
     )
     assert module.main(["照片 1/b.png", "-o", "plain", "--method", "bicubic", "--compare"]) == 0
     assert np.array_equal(read_image("plain/b.png"), imresize(photo(30, 20), 4))
-    assert read_image("plain/compare/b.png").shape[1] < read_image("out/compare/b.png").shape[1]  # two, not three
+    assert (
+        read_image("plain/compare/b.png").shape[1] < read_image("out/compare/b.png").shape[1]
+    )  # two, not three
 
 
 def test_names_of_every_kind(folder, tiny, capsys):
@@ -628,9 +713,14 @@ def test_names_of_every_kind(folder, tiny, capsys):
     (folder / "in" / "folder.png").mkdir()
     (folder / "in" / ".hidden.png").write_bytes(b"a program's own")
     os.symlink("in", folder / "other")
-    assert module.main(["in", "other", "in/../in/B.1.PNG", "-o", "结果 1/二"]) == 0  # all the same two
+    assert (
+        module.main(["in", "other", "in/../in/B.1.PNG", "-o", "结果 1/二"]) == 0
+    )  # all the same two
     assert "2 enlarged, 0 skipped, 0 failed" in capsys.readouterr().out
-    assert sorted(path.name for path in (folder / "结果 1" / "二").iterdir()) == ["B.1.png", "link.png"]
+    assert sorted(path.name for path in (folder / "结果 1" / "二").iterdir()) == [
+        "B.1.png",
+        "link.png",
+    ]
     assert module.main(["in/broken.png"]) == 1
     assert "broken.png: no such file" in capsys.readouterr().err
     # A result that would replace what a link among the inputs points to.
@@ -668,7 +758,10 @@ def test_a_full_disk_fails_one_image_and_leaves_nothing(folder, tiny, monkeypatc
     monkeypatch.setattr(module, "_write_png", full)
     assert module.main(["照片 1/a.jpg", "照片 1/b.png", "-o", "out"]) == 1
     printed = capsys.readouterr()
-    assert "照片 1/a.jpg: [Errno 28] No space left on device" in printed.err and "1 enlarged" in printed.out
+    assert (
+        "照片 1/a.jpg: [Errno 28] No space left on device" in printed.err
+        and "1 enlarged" in printed.out
+    )
     assert [path.name for path in (folder / "out").iterdir()] == ["b.png"]
 
 
@@ -685,18 +778,32 @@ def test_folders_that_cannot_be_used(folder, monkeypatch, capsys):
 
     monkeypatch.setattr(module.os, "access", lambda path, mode: "empty" not in str(path))
     monkeypatch.setattr(module.os, "listdir", closed)
-    assert module.main(["照片 1/empty", "照片 1/a.jpg", "-o", "out"]) == 1  # the rest is done all the same
+    assert (
+        module.main(["照片 1/empty", "照片 1/a.jpg", "-o", "out"]) == 1
+    )  # the rest is done all the same
     printed = capsys.readouterr()
     assert "Permission denied" in printed.err and "1 enlarged, 0 skipped, 1 failed" in printed.out
 
 
 def test_ended_from_outside_it_tidies_up(folder):
     Image.fromarray(photo(500, 500)).resize((3000, 3000)).save("large.png")
-    command = [sys.executable, module.__file__, "large.png", "-o", "out", "--tile", "200", "--device", "cpu"]
+    command = [
+        sys.executable,
+        module.__file__,
+        "large.png",
+        "-o",
+        "out",
+        "--tile",
+        "200",
+        "--device",
+        "cpu",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 120
-        while not (folder / "out").exists() or not any((folder / "out").iterdir()):  # until it writes
+        while not (folder / "out").exists() or not any(
+            (folder / "out").iterdir()
+        ):  # until it writes
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         process.terminate()
@@ -757,7 +864,9 @@ def test_demo_reduces_enlarges_and_scores(folder, capsys):
     assert module.main(["--demo", "original.png", "-o", "out", "--method", "bicubic"]) == 0
     assert "exists" in capsys.readouterr().out
     assert (folder / "out" / "demo" / "original.png").read_bytes() == b"mine"
-    assert module.main(["--demo", "original.png", "-o", "out", "--method", "bicubic", "--force"]) == 0
+    assert (
+        module.main(["--demo", "original.png", "-o", "out", "--method", "bicubic", "--force"]) == 0
+    )
     assert read_image("out/demo/original.png").shape[0] > 100
 
 

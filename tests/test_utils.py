@@ -36,13 +36,17 @@ def test_rgb_is_read_unchanged(tmp_path, photo):
 
 def test_gray_is_copied_to_three_channels(tmp_path, photo):
     gray = photo[..., 0]
-    assert np.array_equal(utils.read_image(save(tmp_path, Image.fromarray(gray))), np.dstack([gray] * 3))
+    assert np.array_equal(
+        utils.read_image(save(tmp_path, Image.fromarray(gray))), np.dstack([gray] * 3)
+    )
 
 
 def test_alpha_is_dropped(tmp_path, photo):
     alpha = np.full((40, 60), 7, np.uint8)
     rgba = save(tmp_path, Image.fromarray(np.dstack([photo, alpha])), "rgba.png")
-    gray_alpha = save(tmp_path, Image.fromarray(np.dstack([photo[..., 0], alpha]), mode="LA"), "la.png")
+    gray_alpha = save(
+        tmp_path, Image.fromarray(np.dstack([photo[..., 0], alpha]), mode="LA"), "la.png"
+    )
     assert np.array_equal(utils.read_image(rgba), photo)
     assert np.array_equal(utils.read_image(gray_alpha), np.dstack([photo[..., 0]] * 3))
 
@@ -90,7 +94,11 @@ def test_sixteen_bits_a_colour_can_be_had(tmp_path, recwarn, channels, name, opt
         cv2.imwrite(str(tmp_path / name), pixels[..., [2, 1, 0, 3][:channels]])
     else:
         tifffile.imwrite(
-            tmp_path / name, pixels, photometric="rgb", extrasamples=["unassalpha"][: channels - 3], **options
+            tmp_path / name,
+            pixels,
+            photometric="rgb",
+            extrasamples=["unassalpha"][: channels - 3],
+            **options,
         )
     image, deep = utils.open_deep_image(tmp_path / name)
     expected = pixels[::-1, ::-1] if name == "turned.tif" else pixels
@@ -102,22 +110,42 @@ def test_sixteen_bits_a_colour_can_be_had(tmp_path, recwarn, channels, name, opt
 
 
 def test_sixteen_bits_that_cannot_be_had_are_told(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 65536, (4, 7, 11)).astype(np.uint16)  # four planes
+    pixels = (
+        np.random.default_rng(0).integers(0, 65536, (4, 7, 11)).astype(np.uint16)
+    )  # four planes
     tifffile.imwrite(
-        tmp_path / "premultiplied.tif", pixels.transpose(1, 2, 0), photometric="rgb", extrasamples=["assocalpha"]
+        tmp_path / "premultiplied.tif",
+        pixels.transpose(1, 2, 0),
+        photometric="rgb",
+        extrasamples=["assocalpha"],
     )
-    (tmp_path / "a.ppm").write_bytes(b"P6 11 7 65535\n" + pixels[:3].transpose(1, 2, 0).astype(">u2").tobytes())
+    (tmp_path / "a.ppm").write_bytes(
+        b"P6 11 7 65535\n" + pixels[:3].transpose(1, 2, 0).astype(">u2").tobytes()
+    )
     for name in ("premultiplied.tif", "a.ppm"):
         with pytest.warns(UserWarning, match="16 bits a channel are read as 8"):
             assert utils.open_deep_image(tmp_path / name)[1] is None
     for compression in (None, "zlib"):  # Pillow would read the former as noise
         tifffile.imwrite(
-            tmp_path / "planes.tif", pixels[:3], photometric="rgb", planarconfig="separate", compression=compression
+            tmp_path / "planes.tif",
+            pixels[:3],
+            photometric="rgb",
+            planarconfig="separate",
+            compression=compression,
         )
-        with pytest.raises(ValueError, match=r"planes\.tif: colours of 16 bits in separate planes.*; save"):
+        with pytest.raises(
+            ValueError, match=r"planes\.tif: colours of 16 bits in separate planes.*; save"
+        ):
             utils.open_image(tmp_path / "planes.tif")
-    tifffile.imwrite(tmp_path / "planes.tif", pixels[:3].astype(np.uint8), photometric="rgb", planarconfig="separate")
-    assert np.array_equal(utils.read_image(tmp_path / "planes.tif"), pixels[:3].astype(np.uint8).transpose(1, 2, 0))
+    tifffile.imwrite(
+        tmp_path / "planes.tif",
+        pixels[:3].astype(np.uint8),
+        photometric="rgb",
+        planarconfig="separate",
+    )
+    assert np.array_equal(
+        utils.read_image(tmp_path / "planes.tif"), pixels[:3].astype(np.uint8).transpose(1, 2, 0)
+    )
 
 
 def test_one_bit_is_black_and_white(tmp_path):
@@ -131,28 +159,51 @@ def test_cmyk_without_profile(tmp_path):
 
 
 def test_cmyk_with_a_damaged_profile_is_read_by_the_plain_formula(tmp_path):
-    path = save(tmp_path, Image.new("CMYK", (8, 8), (0, 255, 0, 0)), "image.tif", icc_profile=b"no profile")
+    path = save(
+        tmp_path, Image.new("CMYK", (8, 8), (0, 255, 0, 0)), "image.tif", icc_profile=b"no profile"
+    )
     assert utils.read_image(path)[0, 0].tolist() == [255, 0, 255]
     assert "icc_profile" not in utils.open_image(path).info
 
 
 def black_only_profile():
     """An ICC profile (version 2, table "mft1") by which only K is visible: lightness falls with it, C, M and Y print nothing."""
-    grid = np.full((2, 2, 2, 2, 3), 128, np.uint8)  # C, M, Y, K at 0 or full -> L, a, b; 128 is 0 for a and b
+    grid = np.full(
+        (2, 2, 2, 2, 3), 128, np.uint8
+    )  # C, M, Y, K at 0 or full -> L, a, b; 128 is 0 for a and b
     grid[..., 0, 0], grid[..., 1, 0] = 255, 0
-    ramp, identity = bytes(range(256)), struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
-    table = b"mft1" + struct.pack(">IBBBB", 0, 4, 3, 2, 0) + identity + 4 * ramp + grid.tobytes() + 3 * ramp
-    header = struct.pack(">I4sI", 144 + len(table), b"test", 0x02200000) + b"prtrCMYKLab " + bytes(12) + b"acsp"
+    ramp, identity = (
+        bytes(range(256)),
+        struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9))),
+    )
+    table = (
+        b"mft1"
+        + struct.pack(">IBBBB", 0, 4, 3, 2, 0)
+        + identity
+        + 4 * ramp
+        + grid.tobytes()
+        + 3 * ramp
+    )
+    header = (
+        struct.pack(">I4sI", 144 + len(table), b"test", 0x02200000)
+        + b"prtrCMYKLab "
+        + bytes(12)
+        + b"acsp"
+    )
     header += bytes(28) + struct.pack(">3i", 63190, 65536, 54061)  # the white point D50
     return header.ljust(128, b"\0") + struct.pack(">I4sII", 1, b"A2B0", 144, len(table)) + table
 
 
 def test_cmyk_is_converted_by_its_profile_and_keeps_the_rest(tmp_path):
-    pixels = np.array([[[255, 0, 0, 0], [0, 255, 255, 0], [0, 0, 0, 255], [0, 0, 0, 128]]], np.uint8)
+    pixels = np.array(
+        [[[255, 0, 0, 0], [0, 255, 255, 0], [0, 0, 0, 255], [0, 0, 0, 128]]], np.uint8
+    )
     exif = Image.Exif()
     exif[0x0112] = 3
     options = {"icc_profile": black_only_profile(), "dpi": (300, 300), "exif": exif}
-    image = utils.open_image(save(tmp_path, Image.fromarray(pixels, mode="CMYK"), "image.tif", **options))
+    image = utils.open_image(
+        save(tmp_path, Image.fromarray(pixels, mode="CMYK"), "image.tif", **options)
+    )
     # L* = 50 is sRGB 119; the row is turned by 180 degrees.
     assert np.abs(np.array(image)[0, :, 0].astype(int) - [118, 0, 255, 255]).max() <= 2
     assert image.info["dpi"] == pytest.approx((300, 300))
@@ -191,7 +242,9 @@ def test_exif_orientation_is_applied(tmp_path, photo, orientation):
 
 
 def test_unreadable_exif_does_not_stop_reading(tmp_path, photo):
-    path = save(tmp_path, Image.fromarray(photo), exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff broken")
+    path = save(
+        tmp_path, Image.fromarray(photo), exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff broken"
+    )
     assert np.array_equal(utils.read_image(path), photo)
 
 
@@ -238,7 +291,10 @@ def test_each_failure_names_file_cause_and_way_out(tmp_path, photo, monkeypatch)
     Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "int.tif")
     with pytest.raises(ValueError, match=r"int\.tif: 32-bit.*; save"):
         utils.read_image(tmp_path / "int.tif")
-    with monkeypatch.context() as patched, pytest.raises(OSError, match=r"text\.png: it may not be read.*permissions"):
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(OSError, match=r"text\.png: it may not be read.*permissions"),
+    ):
         patched.setattr(utils.Image, "open", lambda *a, **k: open_refused())
         utils.read_image(tmp_path / "text.png")
     frames = [Image.fromarray(photo), Image.fromarray(photo[::-1])]
@@ -255,7 +311,9 @@ def test_a_bomb_is_refused(tmp_path, monkeypatch):
 
 def test_a_camera_file_with_preview_is_read(tmp_path, photo):
     images = [Image.fromarray(photo), Image.fromarray(photo[::2, ::2])]
-    images[0].save(tmp_path / "camera.jpg", format="MPO", save_all=True, append_images=images[1:], quality=95)
+    images[0].save(
+        tmp_path / "camera.jpg", format="MPO", save_all=True, append_images=images[1:], quality=95
+    )
     assert utils.read_image(tmp_path / "camera.jpg").shape == photo.shape
 
 
@@ -307,7 +365,11 @@ def test_arrays_survive_the_way_through_a_tensor():
 
 
 def test_to_array_clamps_and_rounds():
-    values = torch.tensor([-0.5, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.5]).view(1, 1, 1, 5).expand(1, 3, 1, 5)
+    values = (
+        torch.tensor([-0.5, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.5])
+        .view(1, 1, 1, 5)
+        .expand(1, 3, 1, 5)
+    )
     assert utils.to_array(values)[0, :, 2].tolist() == [0, 0, 1, 255, 255]
     with pytest.raises(ValueError, match="one RGB image"):
         utils.to_array(torch.zeros(2, 3, 4, 4))
@@ -321,7 +383,12 @@ def test_seeds_repeat_everything():
     first = draw()
     assert draw() == first
     utils.seed_everything(4)
-    assert all(a != b for a, b in zip(first, (random.random(), np.random.rand(), torch.rand(1).item()), strict=True))
+    assert all(
+        a != b
+        for a, b in zip(
+            first, (random.random(), np.random.rand(), torch.rand(1).item()), strict=True
+        )
+    )
 
 
 def test_devices():
@@ -334,7 +401,9 @@ def test_devices():
 
 def test_keep_freed_memory_can_be_called_anywhere(monkeypatch):
     utils.keep_freed_memory()
-    monkeypatch.setattr(utils.ctypes, "CDLL", lambda name: object())  # a C library that is not glibc
+    monkeypatch.setattr(
+        utils.ctypes, "CDLL", lambda name: object()
+    )  # a C library that is not glibc
     utils.keep_freed_memory()
 
 

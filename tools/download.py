@@ -29,7 +29,9 @@ from urllib3.util.retry import Retry
 
 from utils import atomic_path, read_image
 
-MIRRORS_VARIABLE = "SRGAN_MIRRORS"  # environment: addresses to try before those of the table, separated by spaces
+MIRRORS_VARIABLE = (
+    "SRGAN_MIRRORS"  # environment: addresses to try before those of the table, separated by spaces
+)
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of data
 ATTEMPTS = 5  # in a row without a new byte, before the next mirror is tried
 BACKOFF = 1.0  # seconds before the second attempt; doubles
@@ -79,7 +81,9 @@ def _selfexsr(name, folder, names, size, pixels, archive):
     ]
     return [
         Source(mirrors, images, {}, size, pixels),
-        Source(["https://uofi.box.com/shared/static/"], images, {archive: (None, None)}, size, pixels),
+        Source(
+            ["https://uofi.box.com/shared/static/"], images, {archive: (None, None)}, size, pixels
+        ),
     ]
 
 
@@ -166,7 +170,9 @@ def download(names=None, data="data", *, mirrors=(), sets=SETS, progress=True):
                 print(f"{name}: is there")
         _check_disk([sets[name][0] for name in missing], work)
         for name in missing:
-            print(f"{name}: fetching {len(sets[name][0].images)} images, about {sets[name][0].size / 1e6:,.0f} MB")
+            print(
+                f"{name}: fetching {len(sets[name][0].images)} images, about {sets[name][0].size / 1e6:,.0f} MB"
+            )
             errors = []
             for source in sets[name]:
                 try:
@@ -212,7 +218,9 @@ def check(names=None, data="data", *, sets=SETS, progress=True):
         paths = list(source.images.values())
         files = [(Path(data) / path, manifest.get(path)) for path in paths]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = tqdm(pool.map(_problem, files), name, len(files), unit="image", disable=not progress)
+            found = tqdm(
+                pool.map(_problem, files), name, len(files), unit="image", disable=not progress
+            )
             bad = {path: reason for path, reason in zip(paths, found, strict=True) if reason}
         if not bad and source.pixels and pixel_digest(paths, data) != source.pixels:
             bad = {name: "its images are whole, but not the published ones"}
@@ -226,7 +234,11 @@ def _problem(file_and_described):
     if not file.is_file():
         return "is missing"
     if described:
-        return None if [file.stat().st_size, _crc32(file)] == described else "has changed since it was fetched"
+        return (
+            None
+            if [file.stat().st_size, _crc32(file)] == described
+            else "has changed since it was fetched"
+        )
     try:
         read_image(file)
     except (OSError, ValueError) as error:
@@ -259,7 +271,9 @@ def _manifest(name, data):
 
 def _check_disk(sources, work):
     # Archives are kept until their set is whole, the largest set's beside everything else.
-    archives = max((sum(size or 0 for size, _ in source.archives.values()) for source in sources), default=0)
+    archives = max(
+        (sum(size or 0 for size, _ in source.archives.values()) for source in sources), default=0
+    )
     needed = sum(source.size for source in sources) + archives
     free = shutil.disk_usage(work).free
     if sources and needed + SPARE_DISK > free:
@@ -285,17 +299,23 @@ def _fetch_set(name, source, data, mirrors, progress):
                 for archive in archives:
                     _fetch_archive(session, mirrors, archive, source, staging, progress)
             else:
-                for key, path in tqdm(source.images.items(), name, unit="image", disable=not progress):
+                for key, path in tqdm(
+                    source.images.items(), name, unit="image", disable=not progress
+                ):
                     urls = [_url(mirror, key) for mirror in mirrors]
                     if not (staging / path).exists():
                         _fetch(session, urls, staging / path, check=read_image, progress=False)
         lacking = [path for path in paths if not (staging / path).exists()]
         if lacking:
-            raise OSError(f"{name}: {len(lacking)} images are not in the archives, {lacking[0]} among them")
+            raise OSError(
+                f"{name}: {len(lacking)} images are not in the archives, {lacking[0]} among them"
+            )
         if source.pixels and pixel_digest(paths, staging) != source.pixels:
             shutil.rmtree(staging)
             raise OSError(f"{name}: the images that came are whole, but not the published ones")
-        described = {path: [(staging / path).stat().st_size, _crc32(staging / path)] for path in paths}
+        described = {
+            path: [(staging / path).stat().st_size, _crc32(staging / path)] for path in paths
+        }
         with atomic_path(ready) as temporary:
             temporary.write_text(json.dumps(described, indent=0))
 
@@ -309,7 +329,9 @@ def _fetch_set(name, source, data, mirrors, progress):
     for leftover in [file for archive in archives for file in work.glob(f"{archive.name}*")]:
         leftover.unlink()
     shutil.rmtree(staging, ignore_errors=True)
-    os.replace(ready, work / f"{name}.json")  # last: until then a run that was stopped is finished by the next one
+    os.replace(
+        ready, work / f"{name}.json"
+    )  # last: until then a run that was stopped is finished by the next one
 
 
 def _crc32(path):
@@ -364,9 +386,15 @@ def _unpack(archive, images, staging, progress):
             chosen = [(member, path) for member, path in chosen if path]
             total = sum(member.file_size for member, _ in chosen)
             if total > MAX_RATIO * archive.stat().st_size:
-                raise Damaged(f"{archive}: would unpack to {total / 1e9:.1f} GB, too much for images")
+                raise Damaged(
+                    f"{archive}: would unpack to {total / 1e9:.1f} GB, too much for images"
+                )
             with tqdm(
-                total=total, desc=f"unpack {archive.name}", unit="B", unit_scale=True, disable=not progress
+                total=total,
+                desc=f"unpack {archive.name}",
+                unit="B",
+                unit_scale=True,
+                disable=not progress,
             ) as bar:
                 for member, path in chosen:
                     _unpack_member(archive, opened, member, staging / path)
@@ -376,10 +404,18 @@ def _unpack(archive, images, staging, progress):
 
 
 def _unpack_member(archive, opened, member, path):
-    if path.exists() and path.stat().st_size == member.file_size and _crc32(path) == f"{member.CRC:08x}":
+    if (
+        path.exists()
+        and path.stat().st_size == member.file_size
+        and _crc32(path) == f"{member.CRC:08x}"
+    ):
         return
     try:
-        with atomic_path(path) as temporary, opened.open(member) as source, open(temporary, "wb") as target:
+        with (
+            atomic_path(path) as temporary,
+            opened.open(member) as source,
+            open(temporary, "wb") as target,
+        ):
             shutil.copyfileobj(source, target, CHUNK)  # compares the CRC-32 at the end
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise Damaged(f"{archive}: its member {member.filename} is damaged ({error})") from error
@@ -389,7 +425,13 @@ def _refuse_unsafe(archive, member):
     """Raise Damaged for a member that points out of the folder it is unpacked into, or is a link."""
     name = member.filename
     is_link = stat.S_ISLNK(member.external_attr >> 16)
-    if is_link or "\\" in name or ":" in name or name.startswith("/") or ".." in PurePosixPath(name).parts:
+    if (
+        is_link
+        or "\\" in name
+        or ":" in name
+        or name.startswith("/")
+        or ".." in PurePosixPath(name).parts
+    ):
         raise Damaged(f"{archive}: its member {name!r} leads out of the folder")
 
 
@@ -404,7 +446,9 @@ def _last_two(name):
 
 def _session():
     session = requests.Session()
-    retry = Retry(3, backoff_factor=BACKOFF, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False)
+    retry = Retry(
+        3, backoff_factor=BACKOFF, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False
+    )
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry))
     # No compression: a length that counts other bytes than arrive cannot be checked.
@@ -427,7 +471,9 @@ def _fetch(session, urls, path, *, size=None, sha256=None, check=None, progress=
     path.parent.mkdir(parents=True, exist_ok=True)
     errors = []
     for url in urls:
-        for _ in range(2):  # what is damaged is fetched once more from the same address, from its first byte on
+        for _ in range(
+            2
+        ):  # what is damaged is fetched once more from the same address, from its first byte on
             try:
                 _transfer(session, url, part, size, bool(sha256), progress)
                 _verify(part, size, sha256, check)
@@ -478,7 +524,11 @@ def _transfer(session, url, part, size, published, progress):
             if _transfer_once(session, url, part, size, published, progress):
                 return
             error = "the connection was closed too early"
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as dropped:
+        except (
+            requests.ConnectionError,
+            requests.Timeout,
+            requests.exceptions.ChunkedEncodingError,
+        ) as dropped:
             if longest == begin and (not part.exists() or part.stat().st_size <= begin):
                 raise  # nothing came at all, though urllib3 has tried more than once
             error = dropped
@@ -504,7 +554,9 @@ def _transfer_once(session, url, part, size, published, progress):
         if version:
             headers["If-Range"] = version  # should the file have changed, the server sends it whole
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if response.status_code == 416:  # nothing lies beyond what we have: complete, or longer than the server's file
+        if (
+            response.status_code == 416
+        ):  # nothing lies beyond what we have: complete, or longer than the server's file
             if have == size:
                 return True
             part.unlink()
@@ -517,12 +569,20 @@ def _transfer_once(session, url, part, size, published, progress):
             raise OSError(f"sends bytes from {begin} on, where {have} were asked for")
         # A weak ETag does not promise equal bytes.
         etag = response.headers.get("ETag", "")
-        version = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+        version = (
+            etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+        )
         with open(part, "ab" if begin else "wb") as file:
             with atomic_path(_note(part)) as temporary:
                 temporary.write_text(json.dumps({"url": url, "version": version}))
             bar = tqdm(
-                total=total, initial=begin, desc=part.stem, unit="B", unit_scale=True, disable=not progress, leave=True
+                total=total,
+                initial=begin,
+                desc=part.stem,
+                unit="B",
+                unit_scale=True,
+                disable=not progress,
+                leave=True,
             )
             with bar:
                 for piece in response.iter_content(CHUNK):
@@ -538,7 +598,9 @@ def _extent(response):
     if response.status_code == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if not match:
-            raise OSError(f"sends a part without saying which: {response.headers.get('Content-Range')}")
+            raise OSError(
+                f"sends a part without saying which: {response.headers.get('Content-Range')}"
+            )
         return int(match[1]), None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length")
     return 0, None if length is None else int(length)

@@ -29,7 +29,9 @@ from utils import IMAGE_SUFFIXES, atomic_path, read_image
 
 SCALE = 4
 WORST, BEST = "nearest", "HR"  # the two methods that calibrate the scale
-CALIBRATION = 2  # points that HR must be above nearest in a rater's means: half of the distance from 1 to 5
+CALIBRATION = (
+    2  # points that HR must be above nearest in a rater's means: half of the distance from 1 to 5
+)
 RESAMPLES = 10_000  # of the bootstrap
 TEMPLATE = Path(__file__).with_name("mos_page.html")
 
@@ -62,7 +64,9 @@ def make_page(folder, out="rating.html", *, methods=None, hr=None):
     codes = sorted(images)  # an order that tells nothing
     key = _pack({"set": name, "images": {code: key[code] for code in codes}})
     data = {"page": _page_name(key), "key": key, "images": {code: images[code] for code in codes}}
-    data["examples"] = [[_png(_nearest(photograph)), _png(photograph)] for photograph in _examples()]
+    data["examples"] = [
+        [_png(_nearest(photograph)), _png(photograph)] for photograph in _examples()
+    ]
     page = TEMPLATE.read_text(encoding="utf-8").replace("{{DATA}}", json.dumps(data))
     with atomic_path(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -72,9 +76,13 @@ def make_page(folder, out="rating.html", *, methods=None, hr=None):
 def _versions(folder, methods, hr_folder):
     """{method: {image name: uint8 (4h, 4w, 3)}}, with HR and nearest, checked against HR."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; name one that holds <method>/<image>.png")
+        raise FileNotFoundError(
+            f"{folder}: no such folder; name one that holds <method>/<image>.png"
+        )
     if methods is None:
-        methods = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and _images(path)]
+        methods = [
+            path.name for path in sorted(folder.iterdir()) if path.is_dir() and _images(path)
+        ]
     originals = _images(hr_folder)
     if not originals:
         raise FileNotFoundError(
@@ -109,7 +117,11 @@ def _versions(folder, methods, hr_folder):
 def _images(folder):
     """{name without suffix: path} of the images in a folder; empty if there is no such folder."""
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {path.stem: path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."}
+    return {
+        path.stem: path
+        for path in paths
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."
+    }
 
 
 def _cut(array):
@@ -127,7 +139,9 @@ def _examples():
     import skimage  # only its folder of pictures is used
 
     source = Path(skimage.__file__).parent / "data"
-    return read_image(source / "astronaut.png")[20:200, 100:340], read_image(source / "rocket.jpg")[220:400, 200:440]
+    return read_image(source / "astronaut.png")[20:200, 100:340], read_image(source / "rocket.jpg")[
+        220:400, 200:440
+    ]
 
 
 def _png(array):
@@ -172,14 +186,20 @@ class Scores(NamedTuple):
             f"{'method':{width}}   MOS  95 % interval  above the next by",
         ]
         for row in self.rows:
-            line = f"{row['method']:{width}}  {row['mos']:.2f}   {row['low']:.2f} to {row['high']:.2f}"
+            line = (
+                f"{row['method']:{width}}  {row['mos']:.2f}   {row['low']:.2f} to {row['high']:.2f}"
+            )
             if row["ahead"] is not None:
                 line += f"   {row['ahead']:.2f} ({row['ahead_low']:.2f} to {row['ahead_high']:.2f})"
             lines.append(line)
-        lines.append(f"agreement: Krippendorff's alpha {self.agreement:.2f} (1: all agree, 0: as by chance)")
+        lines.append(
+            f"agreement: Krippendorff's alpha {self.agreement:.2f} (1: all agree, 0: as by chance)"
+        )
         if self.failed:
             counted = "counted all the same" if self.failed_counted else "not counted"
-            lines.append(f"failed the calibration ({BEST} less than {CALIBRATION} points above {WORST}), {counted}:")
+            lines.append(
+                f"failed the calibration ({BEST} less than {CALIBRATION} points above {WORST}), {counted}:"
+            )
             lines += [f"  {path}: {reason}" for path, reason in self.failed.items()]
         if self.refused:
             lines.append("not counted:")
@@ -205,15 +225,21 @@ def score(files, *, keep_all=False, seed=0):
     for rating in ratings:
         worst, best = (_mean_of(rating["scores"], method) for method in (WORST, BEST))
         if best - worst < CALIBRATION:
-            failed[rating["path"]] = f"{rating['rater']} gave {WORST} {worst:.2f} and {BEST} {best:.2f}"
+            failed[rating["path"]] = (
+                f"{rating['rater']} gave {WORST} {worst:.2f} and {BEST} {best:.2f}"
+            )
     if not keep_all:
         ratings = [rating for rating in ratings if rating["path"] not in failed]
     if not ratings:
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in (failed | refused).items())
-        raise ValueError(f"no ratings left to count{reasons or '; name the files that raters have sent'}")
+        raise ValueError(
+            f"no ratings left to count{reasons or '; name the files that raters have sent'}"
+        )
 
     versions = sorted(ratings[0]["scores"])
-    table = np.array([[rating["scores"][version] for version in versions] for rating in ratings])  # (raters, versions)
+    table = np.array(
+        [[rating["scores"][version] for version in versions] for rating in ratings]
+    )  # (raters, versions)
     of_method = {}
     for (method, _), column in zip(versions, table.T, strict=True):
         of_method.setdefault(method, []).append(column)
@@ -231,7 +257,16 @@ def score(files, *, keep_all=False, seed=0):
         row["counts"] = np.bincount(np.ravel(of_method[method]), minlength=6)[1:].tolist()
         rows.append(row)
     images = len(versions) // len(by_rater)
-    return Scores(ratings[0]["set"], len(table), images, rows, krippendorff_alpha(table), failed, keep_all, refused)
+    return Scores(
+        ratings[0]["set"],
+        len(table),
+        images,
+        rows,
+        krippendorff_alpha(table),
+        failed,
+        keep_all,
+        refused,
+    )
 
 
 def _mean_of(scores, method):
@@ -296,17 +331,30 @@ def _read_rating(path):
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"damaged or incomplete ({error}); ask the rater to download it again") from error
-    if not isinstance(data, dict) or not {"page", "key", "rater", "seed", "finished", "scores"} <= data.keys():
+        raise ValueError(
+            f"damaged or incomplete ({error}); ask the rater to download it again"
+        ) from error
+    if (
+        not isinstance(data, dict)
+        or not {"page", "key", "rater", "seed", "finished", "scores"} <= data.keys()
+    ):
         raise ValueError("not a result of a rating page")
     try:
         name, versions = _read_key(data["page"], data["key"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"its key is damaged ({error}); ask the rater to download it again") from error
+        raise ValueError(
+            f"its key is damaged ({error}); ask the rater to download it again"
+        ) from error
     rater, seed, finished, entries = (data[k] for k in ("rater", "seed", "finished", "scores"))
     edited = "was the file edited? The rater can download it again"
-    if not isinstance(rater, str) or not 1 <= len(rater) <= 40 or not all(map(_fit_for_a_name, rater)):
-        raise ValueError(f"the rater's name is none that the page lets through: {ascii(rater)[:60]}; {edited}")
+    if (
+        not isinstance(rater, str)
+        or not 1 <= len(rater) <= 40
+        or not all(map(_fit_for_a_name, rater))
+    ):
+        raise ValueError(
+            f"the rater's name is none that the page lets through: {ascii(rater)[:60]}; {edited}"
+        )
     if type(seed) is not int:
         raise ValueError(f"the seed is not a whole number: {ascii(seed)[:60]}; {edited}")
     if not isinstance(entries, list):
@@ -315,17 +363,30 @@ def _read_rating(path):
     for entry in entries:
         code, value = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
         if not isinstance(code, str) or code not in versions or versions[code] in scores:
-            raise ValueError(f"a score for no image of the page, or for one twice: {ascii(entry)[:60]}; {edited}")
+            raise ValueError(
+                f"a score for no image of the page, or for one twice: {ascii(entry)[:60]}; {edited}"
+            )
         if type(value) is not int or not 1 <= value <= 5:
             raise ValueError(f"a score that is not 1, 2, 3, 4 or 5: {ascii(value)[:60]}; {edited}")
         scores[versions[code]] = value
     if len(scores) < len(versions):
-        raise ValueError(f"{len(scores)} of {len(versions)} images have a score; ask the rater to rate all")
+        raise ValueError(
+            f"{len(scores)} of {len(versions)} images have a score; ask the rater to rate all"
+        )
     try:
         finished = datetime.strptime(finished, "%Y-%m-%dT%H:%M:%S.%fZ")
     except (TypeError, ValueError):
-        raise ValueError(f"no time at which it was finished: {ascii(finished)[:60]}; {edited}") from None
-    return {"page": data["page"], "set": name, "rater": rater, "seed": seed, "finished": finished, "scores": scores}
+        raise ValueError(
+            f"no time at which it was finished: {ascii(finished)[:60]}; {edited}"
+        ) from None
+    return {
+        "page": data["page"],
+        "set": name,
+        "rater": rater,
+        "seed": seed,
+        "finished": finished,
+        "scores": scores,
+    }
 
 
 def _read_key(page, key):
@@ -335,7 +396,9 @@ def _read_key(page, key):
     key = json.loads(base64.b64decode(key, validate=True))
     versions = {code: (str(method), str(image)) for code, (method, image) in key["images"].items()}
     methods = {method for method, _ in versions.values()}
-    if not {WORST, BEST} <= methods or not all(name.isprintable() for name in {key["set"], *methods}):
+    if not {WORST, BEST} <= methods or not all(
+        name.isprintable() for name in {key["set"], *methods}
+    ):
         raise ValueError("not made by this program")
     return key["set"], versions
 
@@ -351,7 +414,9 @@ def _latest_of_each_rater(ratings, refused):
     for rating in sorted(ratings, key=lambda r: r["finished"], reverse=True):
         name = unicodedata.normalize("NFKC", rating["rater"]).casefold().strip()
         for twin in kept:
-            if twin["page"] == rating["page"] and (twin["name"] == name or twin["seed"] == rating["seed"]):
+            if twin["page"] == rating["page"] and (
+                twin["name"] == name or twin["seed"] == rating["seed"]
+            ):
                 refused[rating["path"]] = (
                     f"the same rater as {twin['path']}, which is not older ({rating['rater']}); if they are two people of one "
                     "name, change one's name in the file"
@@ -385,15 +450,30 @@ def plot_scores(table):
     rows = table.rows[::-1]  # worst first, as in the paper
     shares = np.array([row["counts"] for row in rows], float).T
     shares /= shares.sum(axis=0)
-    figure = Figure(figsize=(1.6 + 1.1 * len(rows), 3.6), layout="constrained")  # not pyplot's: no window, no state
+    figure = Figure(
+        figsize=(1.6 + 1.1 * len(rows), 3.6), layout="constrained"
+    )  # not pyplot's: no window, no state
     axes = figure.subplots()
     picture = axes.imshow(
-        shares, origin="lower", aspect="auto", cmap="Blues", vmin=0, vmax=1, extent=(-0.5, len(rows) - 0.5, 0.5, 5.5)
+        shares,
+        origin="lower",
+        aspect="auto",
+        cmap="Blues",
+        vmin=0,
+        vmax=1,
+        extent=(-0.5, len(rows) - 0.5, 0.5, 5.5),
     )
     mos, low, high = np.array([[row["mos"], row["low"], row["high"]] for row in rows]).T
     errors = np.nan_to_num([mos - low, high - mos])  # one rater: no interval
     axes.errorbar(
-        range(len(rows)), mos, np.maximum(errors, 0), fmt="o", color="red", markersize=5, capsize=4, linewidth=1.2
+        range(len(rows)),
+        mos,
+        np.maximum(errors, 0),
+        fmt="o",
+        color="red",
+        markersize=5,
+        capsize=4,
+        linewidth=1.2,
     )
     label = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
     for k, value in enumerate(mos):
@@ -413,22 +493,36 @@ def plot_scores(table):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Mean opinion scores: a blind rating page, and its statistics.")
+    parser = argparse.ArgumentParser(
+        description="Mean opinion scores: a blind rating page, and its statistics."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     page = commands.add_parser("page", help="write the rating page")
     page.add_argument("folder", help="holds <method>/<image>.png, e.g. results/Set5")
-    page.add_argument("-o", "--out", default="rating.html", help="the HTML file (default: rating.html)")
+    page.add_argument(
+        "-o", "--out", default="rating.html", help="the HTML file (default: rating.html)"
+    )
     page.add_argument("--methods", nargs="+", help="sub-folders to rate (default: all with images)")
-    page.add_argument("--hr", metavar="FOLDER", help="the original images (default: HR in the folder)")
-    scores = commands.add_parser("score", help="make the table from the files that raters have sent")
+    page.add_argument(
+        "--hr", metavar="FOLDER", help="the original images (default: HR in the folder)"
+    )
+    scores = commands.add_parser(
+        "score", help="make the table from the files that raters have sent"
+    )
     scores.add_argument("files", nargs="+", help="result files, or a folder of them")
-    scores.add_argument("--keep-all", action="store_true", help="count raters who failed the calibration, too")
-    scores.add_argument("--plot", metavar="FILE", help="draw the distribution of scores, e.g. mos.png")
+    scores.add_argument(
+        "--keep-all", action="store_true", help="count raters who failed the calibration, too"
+    )
+    scores.add_argument(
+        "--plot", metavar="FILE", help="draw the distribution of scores, e.g. mos.png"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.command == "page":
             out = make_page(options.folder, options.out, methods=options.methods, hr=options.hr)
-            print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; open it in a browser, or send it to the raters")
+            print(
+                f"{out}: {out.stat().st_size / 1e6:.1f} MB; open it in a browser, or send it to the raters"
+            )
             return 0
         table = score(options.files, keep_all=options.keep_all)
         print(table)

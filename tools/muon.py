@@ -30,13 +30,21 @@ class Muon(torch.optim.Adam):
     def __init__(self, network, lr=1e-3, muon_lr=3.0, fused=None):
         parameters = list(network.parameters())
         hidden = [parameter for parameter in parameters if parameter.dim() == 4][1:-1]
-        others = [parameter for parameter in parameters if all(parameter is not one for one in hidden)]
-        super().__init__([dict(params=others), dict(params=hidden)] if hidden else others, lr=lr, fused=fused)
+        others = [
+            parameter for parameter in parameters if all(parameter is not one for one in hidden)
+        ]
+        super().__init__(
+            [dict(params=others), dict(params=hidden)] if hidden else others, lr=lr, fused=fused
+        )
         self.hidden, self.muon_lr = hidden, muon_lr
-        self._step_supports_amp_scaling = False  # a GradScaler is to undo its scale before `step`, not in Adam's kernel
+        self._step_supports_amp_scaling = (
+            False  # a GradScaler is to undo its scale before `step`, not in Adam's kernel
+        )
 
     def __setstate__(self, state):
-        torch.optim.Optimizer.__setstate__(self, state)  # Adam's wants a count of steps in each state; Muon has none
+        torch.optim.Optimizer.__setstate__(
+            self, state
+        )  # Adam's wants a count of steps in each state; Muon has none
 
     @torch.no_grad()
     def step(self):
@@ -54,9 +62,13 @@ class Muon(torch.optim.Adam):
             torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
             ahead = torch._foreach_lerp(gradients, momenta, self.MOMENTUM)  # Nesterov's look ahead
             updates = orthogonal(torch.stack([update.flatten(1) for update in ahead]))
-            size = 0.2 * max(updates.shape[1:]) ** 0.5  # the root mean square of an orthogonal one: max(m, n)**-0.5
+            size = (
+                0.2 * max(updates.shape[1:]) ** 0.5
+            )  # the root mean square of an orthogonal one: max(m, n)**-0.5
             for weight, update in zip(weights, updates, strict=True):
-                weight.add_(update.view(shape), alpha=-self.muon_lr * self.param_groups[1]["lr"] * size)
+                weight.add_(
+                    update.view(shape), alpha=-self.muon_lr * self.param_groups[1]["lr"] * size
+                )
                 weight.grad = None  # Adam, below, passes over parameters without a gradient
         super().step()
 

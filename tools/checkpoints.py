@@ -19,12 +19,16 @@ import torch
 from models import rebuild_generator
 from utils import atomic_path
 
-NAME = re.compile(r"state-(\d+)-(epoch\d+-)?([0-9a-f]{16})\.safetensors")  # step, whether it is kept for ever, checksum
+NAME = re.compile(
+    r"state-(\d+)-(epoch\d+-)?([0-9a-f]{16})\.safetensors"
+)  # step, whether it is kept for ever, checksum
 
 
 def files(folder):
     """The states in a folder, the oldest step first."""
-    return sorted(path for path in Path(folder).glob("state-*.safetensors") if NAME.fullmatch(path.name))
+    return sorted(
+        path for path in Path(folder).glob("state-*.safetensors") if NAME.fullmatch(path.name)
+    )
 
 
 def write(folder, step, tensors, facts, keep_last=2, keep_as=""):
@@ -62,7 +66,9 @@ def read(path):
         data = Path(path).read_bytes()
         if hashlib.sha256(data).hexdigest()[:16] != NAME.fullmatch(Path(path).name)[3]:
             raise ValueError(f"{len(data)} bytes whose checksum is not the one in its name")
-        length = int.from_bytes(data[:8], "little")  # safetensors: length of the header, header in JSON, tensors
+        length = int.from_bytes(
+            data[:8], "little"
+        )  # safetensors: length of the header, header in JSON, tensors
         facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["facts"])
         return safetensors.torch.load(data), facts
     except Exception as error:  # with a checksum of its own, even a forged file may come here
@@ -105,9 +111,14 @@ def unpack(tensors, name, network, optimizer=None):
     """Load what `pack` made. Raises RuntimeError or KeyError if it belongs to another network."""
     tensors = under(f"{name}.", tensors)
     moments = under("adam.", tensors)
-    network.load_state_dict({key: value for key, value in tensors.items() if not key.startswith("adam.")})
+    network.load_state_dict(
+        {key: value for key, value in tensors.items() if not key.startswith("adam.")}
+    )
     if optimizer:
-        slots, parameters = {}, [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        slots, parameters = (
+            {},
+            [parameter for group in optimizer.param_groups for parameter in group["params"]],
+        )
         for key, value in moments.items():
             index, slot = key.split(".")
             if value.dim():  # in its parameter's memory format: fused Adam goes through both as they lie in memory
@@ -118,7 +129,9 @@ def unpack(tensors, name, network, optimizer=None):
 
 def under(prefix, tensors):
     """The tensors whose names begin with a prefix, without it."""
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+    }
 
 
 def snapshots(folder):
@@ -169,7 +182,9 @@ class Log:
         """Keep the rows of `history`, {kind: rows}, and none of steps that were lost."""
         rows = [{"kind": kind, **row} for kind in history for row in history[kind]]
         with atomic_path(self.folder / "log.jsonl") as part:
-            part.write_text("".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["step"])))
+            part.write_text(
+                "".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["step"]))
+            )
         self._writer = None
 
 
@@ -192,7 +207,15 @@ def set_random_states(states, python):
     version, internal, gauss = python
     random.setstate((version, tuple(internal), gauss))
     *keys, position, has_gauss = states["numpy"].tolist()
-    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, float(states["numpy_gauss"])))
+    np.random.set_state(
+        (
+            "MT19937",
+            np.array(keys, dtype=np.uint32),
+            position,
+            has_gauss,
+            float(states["numpy_gauss"]),
+        )
+    )
     torch.set_rng_state(states["torch"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-import optimizers
-import states
 from models import SRResNet
-from optimizers import Muon, orthogonal
+from tools import checkpoints as states
+from tools import muon as optimizers
+from tools.muon import Muon, orthogonal
 from utils import computes_in_bf16
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
@@ -33,7 +33,9 @@ def test_the_iterations_act_on_singular_values_alone(shape):
     matrices = 100 * random_matrices(*shape, dtype=torch.float64)
     left, values, right = torch.linalg.svd(matrices, full_matrices=False)
     values = iterated(values / torch.linalg.matrix_norm(matrices)[:, None])
-    torch.testing.assert_close(orthogonal(matrices), left * values[:, None] @ right, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        orthogonal(matrices), left * values[:, None] @ right, rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -53,7 +55,9 @@ def test_nearly_the_nearest_orthogonal_matrix(shape, bf16, monkeypatch):
 def test_weak_directions_are_raised_and_nothing_is_not_a_number(monkeypatch):
     monkeypatch.setattr(optimizers, "computes_in_bf16", lambda device: False)
     left, _, right = torch.linalg.svd(random_matrices(16, 64), full_matrices=False)
-    weak = (left * torch.logspace(0, -2, 16)) @ right  # strong and weak directions are a hundred times apart
+    weak = (
+        left * torch.logspace(0, -2, 16)
+    ) @ right  # strong and weak directions are a hundred times apart
     values = torch.linalg.svdvals(orthogonal(weak[None])[0])
     assert values.min() > 0.65 and values.max() < 1.25
     assert torch.equal(orthogonal(torch.zeros(2, 4, 9)), torch.zeros(2, 4, 9))
@@ -85,7 +89,9 @@ class Net(torch.nn.Module):
 
 
 def hidden_of(net):
-    return {"hidden.0.weight", "hidden.1.weight", "tall.weight"} & dict(net.named_parameters()).keys()
+    return {"hidden.0.weight", "hidden.1.weight", "tall.weight"} & dict(
+        net.named_parameters()
+    ).keys()
 
 
 def train(net, optimizer, steps=4, learning_rate=1e-2):
@@ -93,7 +99,9 @@ def train(net, optimizer, steps=4, learning_rate=1e-2):
     for step in range(steps):
         for k, parameter in enumerate(net.parameters()):
             gradient = random_matrices(*parameter.shape, seed=100 * step + k, dtype=parameter.dtype)
-            parameter.grad = torch.empty_like(parameter).copy_(gradient)  # in its memory format, as autograd's
+            parameter.grad = torch.empty_like(parameter).copy_(
+                gradient
+            )  # in its memory format, as autograd's
         for group in optimizer.param_groups:
             group["lr"] = learning_rate / (step + 1)
         optimizer.step()
@@ -105,7 +113,14 @@ def test_all_but_hidden_convolutions_move_as_adam_moves_them(fused):
     ours = train(net := Net(), Muon(net, fused=fused))
     adams = train(net := Net(), torch.optim.Adam(net.parameters(), fused=fused))
     others = ours.keys() - hidden_of(net)
-    assert {"first.weight", "last.weight", "tall.bias", "norm.weight", "act.weight", "linear.weight"} <= others
+    assert {
+        "first.weight",
+        "last.weight",
+        "tall.bias",
+        "norm.weight",
+        "act.weight",
+        "linear.weight",
+    } <= others
     assert all(torch.equal(ours[name], adams[name]) for name in others)
     assert not any(torch.allclose(ours[name], adams[name], atol=1e-4) for name in hidden_of(net))
 
@@ -118,7 +133,9 @@ def test_hidden_convolutions_move_as_pytorch_s_muon_moves_matrices(muon_lr):
     for name in hidden_of(net):
         index = list(start).index(name)
         shape, matrix = start[name].shape, torch.nn.Parameter(start[name].flatten(1).clone())
-        theirs = torch.optim.Muon([matrix], weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        theirs = torch.optim.Muon(
+            [matrix], weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        )
         for step in range(4):
             matrix.grad = random_matrices(*shape, seed=100 * step + index).flatten(1)
             theirs.param_groups[0]["lr"] = muon_lr * 1e-2 / (step + 1)
@@ -145,7 +162,11 @@ def test_parameters_without_a_gradient_stay():
         parameter = net.get_parameter(name)
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    moved = {name for name, parameter in net.named_parameters() if not torch.equal(parameter, before[name])}
+    moved = {
+        name
+        for name, parameter in net.named_parameters()
+        if not torch.equal(parameter, before[name])
+    }
     assert moved == {"hidden.1.weight", "last.weight"}
     optimizer.step()  # a hidden gradient is gone with its step: it does not act twice
     again = net.get_parameter("hidden.1.weight").detach().clone()
@@ -163,9 +184,14 @@ def test_channels_last_is_the_same(monkeypatch):
 
 
 def test_networks_without_hidden_convolutions_are_adam_s():
-    nets = [torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 3, 3)) for _ in range(2)]
+    nets = [
+        torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 3, 3)) for _ in range(2)
+    ]
     nets[1].load_state_dict(nets[0].state_dict())
-    ours, adams = train(nets[0], Muon(nets[0])), train(nets[1], torch.optim.Adam(nets[1].parameters()))
+    ours, adams = (
+        train(nets[0], Muon(nets[0])),
+        train(nets[1], torch.optim.Adam(nets[1].parameters())),
+    )
     assert all(torch.equal(ours[name], adams[name]) for name in ours)
 
 
@@ -191,12 +217,16 @@ def test_a_state_brings_it_back_to_the_bit(layout, tmp_path):
     states.unpack(states.read(path)[0], "net", other, again)
     packed = states.pack("net", net, optimizer)
     assert len([key for key in packed if key.endswith(".momentum")]) == 3
-    assert all(torch.equal(value, packed[key]) for key, value in states.pack("net", other, again).items())
+    assert all(
+        torch.equal(value, packed[key]) for key, value in states.pack("net", other, again).items()
+    )
     whole, resumed = train(net, optimizer), train(other, again)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-@pytest.mark.parametrize("make", [Muon, lambda net, fused: torch.optim.Adam(net.parameters(), fused=fused)])
+@pytest.mark.parametrize(
+    "make", [Muon, lambda net, fused: torch.optim.Adam(net.parameters(), fused=fused)]
+)
 def test_a_grad_scaler_undoes_its_scale_first(make):
     """What Muon makes orthogonal it divides by its size; its momentum, and Adam, would feel the scale."""
     nets, scaler = (Net(), Net()), torch.amp.GradScaler("cpu", init_scale=2.0**10)

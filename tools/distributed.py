@@ -95,7 +95,9 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x):
         if not self.training:
             return super().forward(x)
-        precise = x.to(self.running_mean.dtype)  # mixed precision may hand in half: its sums need single
+        precise = x.to(
+            self.running_mean.dtype
+        )  # mixed precision may hand in half: its sums need single
         y, mean, variance = _SharedNormalization.apply(precise, self.weight, self.bias, self.eps)
         with torch.no_grad():
             count = torch.distributed.get_world_size() * x.numel() / x.shape[1]
