@@ -1,0 +1,272 @@
+"""Image files through Pillow: formats, modes, 16 bits, colour profiles, and PNG written in strips.
+
+Knows Pillow's internals so that no other module has to; knows nothing of tensors or networks.
+`utils.read_image` and `utils.write_image` are the plain way to 8-bit RGB.
+"""
+
+import io
+import struct
+import sys
+import warnings
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+# What Pillow may decode. Its other plug-ins are left out: some start programs (EPS: Ghostscript).
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "TGA")
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm",
+    ".jp2", ".tga",
+)  # fmt: skip
+ORIENTATION = 0x0112  # the EXIF tag
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Decode the file into a PIL image, turned upright by its EXIF orientation; CMYK becomes sRGB.
+
+    Every other mode stays as it is, and so does `info` (ICC profile, resolution). Warns where
+    colours have 16 bits a channel, of which Pillow holds 8; see `open_deep_image`.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: missing, a folder, empty, no image, damaged,
+            animated, too large. The message names the file, the cause and the way out.
+    """
+    image, layout = _decode(path)
+    _warn_of_lost_bits(path, image, layout)
+    return image
+
+
+def open_deep_image(path: str | Path) -> tuple[Image.Image, np.ndarray | None]:
+    """As `open_image`, and for PNG and TIFF files with 16 bits a colour also all their bits.
+
+    Pillow keeps the upper byte of each 16-bit number. Told the other byte order, it keeps the
+    lower byte, so two decodings give both.
+
+    Returns:
+        The PIL image, and uint16 (H, W, 3 or 4); or the PIL image and None.
+    """
+    image, layout = _decode(path)
+    mode, _, order = layout.partition(";16")
+    swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+    readable = mode == image.mode and mode in ("RGB", "RGBA") and order in swapped
+    if not readable or "transparency" in image.info:
+        _warn_of_lost_bits(path, image, layout)
+        return image, None
+    lower, _ = _decode(path, f"{mode};16{swapped[order]}")
+    return image, (np.array(image).astype(np.uint16) << 8) | np.asarray(lower)
+
+
+def _warn_of_lost_bits(path, image, layout):
+    if ";16" in layout and image.mode[0] != "I":
+        message = f"{path}: 16 bits a channel are read as 8, Pillow holds no more in colour"
+        warnings.warn(message, stacklevel=3)  # where the image was opened
+
+
+def _decode(path, read_as=None):
+    """Open the file; `read_as` replaces the layout of its pixels.
+
+    Returns the upright image and Pillow's name for the layout of the pixels in the file
+    ("raw mode"), for example "RGB;16B": big-endian 16-bit colours.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file (current folder: {Path.cwd()})")
+    if not path.is_file():
+        raise OSError(f"{path}: not a file, but a folder or device; name an image file")
+    if path.stat().st_size == 0:
+        raise OSError(f"{path}: the file is empty; copy or download it again")
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            problem = _unsupported(image)
+            if problem is None:
+                layout = " ".join(sorted({_layout(tile) for tile in image.tile}))
+                if read_as:
+                    image.tile = [_with_layout(tile, read_as) for tile in image.tile]
+                image.load()
+                return prepare_image(image), layout
+    except UnidentifiedImageError as error:
+        cause = "not an image, or of a kind that is not read; save it as PNG or JPEG"
+        raise OSError(f"{path}: {cause}") from error
+    except PermissionError as error:
+        cause = f"it may not be read ({error.strerror}); change its permissions"
+        raise OSError(f"{path}: {cause}") from error
+    except Image.DecompressionBombError as error:
+        way_out = "raise PIL.Image.MAX_IMAGE_PIXELS before reading it (super_resolve.py --large)"
+        raise ValueError(f"{path}: {error}; cut it or, if you trust it, {way_out}") from error
+    except MemoryError as error:
+        cause = "not enough memory to decode it; cut it into parts or close other programs"
+        raise OSError(f"{path}: {cause}") from error
+    except Exception as error:  # damaged files raise nearly anything, even SyntaxError and KeyError
+        cause = f"damaged or incomplete ({error}); copy or download it again"
+        raise OSError(f"{path}: {cause}") from error
+    raise ValueError(f"{path}: {problem}")
+
+
+def _unsupported(image):
+    """What cannot be read of an opened file and the way out, or None."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # MPO: a camera's JPEG, its previews come second
+        return f"{frames} frames or pages, which is not supported; save the one you want as PNG"
+    if image.format == "TIFF":
+        bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+        planes = image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2
+        if planes and bits > 8:  # Pillow reads noise
+            return "colours of 16 bits in separate planes, which is not supported; save it as PNG"
+    return None
+
+
+def _layout(tile):
+    """The raw mode of a Pillow tile: its first argument."""
+    args = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+    if tile.codec_name == "ppm":
+        return f"{args[0]};16" if args[1] > 255 else args[0]
+    return args[0] if args and isinstance(args[0], str) else ""
+
+
+def _with_layout(tile, layout):
+    args = (layout, *tile.args[1:]) if isinstance(tile.args, tuple) else layout
+    return tile._replace(args=args)
+
+
+# --- PIL images ----------------------------------------------------------------------------------
+
+
+def prepare_image(image: Image.Image) -> Image.Image:
+    """Turn a PIL image upright by its EXIF orientation and convert CMYK to sRGB."""
+    try:
+        if image.getexif().get(ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+    except Exception:  # viewers, too, show an image with unreadable EXIF data as it is
+        pass
+    return _cmyk_to_rgb(image) if image.mode == "CMYK" else image
+
+
+def _cmyk_to_rgb(image):
+    """By the image's ICC profile where it has a usable one, else by Pillow's plain formula."""
+    profile = image.info.get("icc_profile")
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            target = ImageCms.createProfile("sRGB")
+            rgb = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+            rgb.info = image.info | rgb.info  # keeps the resolution; the profile is now sRGB's
+            return rgb
+        except (ImageCms.PyCMSError, OSError):
+            pass  # a damaged profile, or one that is not for CMYK
+    rgb = image.convert("RGB")
+    rgb.info.pop("icc_profile", None)  # it described CMYK
+    return rgb
+
+
+def sixteen_bit_array(image: Image.Image, name: str | Path = "image") -> np.ndarray:
+    """A gray PIL image of mode I;16... or I as uint16 (H, W).
+
+    Raises ValueError for mode F and for values beyond 16 bits, whose range is unknown.
+    """
+    values = np.array(image)
+    if image.mode == "F":
+        problem = "floating-point"
+    elif values.size and (values.min() < 0 or values.max() > 65535):
+        problem = "32-bit"
+    else:
+        return values.astype(np.uint16)
+    raise ValueError(
+        f"{name}: {problem} pixels of unknown range; save it with 8 or 16 bits a channel"
+    )
+
+
+def pil_to_array(image: Image.Image, name: str | Path = "image") -> tuple[np.ndarray, dict]:
+    """A PIL image of any mode as an array, and what else of it another file should keep.
+
+    Returns:
+        uint8 or uint16 (H, W), gray, or (H, W, C): gray and alpha, RGB, RGBA; and a dict with
+        "icc_profile" (bytes) and "dpi" (two floats) where the image has them.
+
+    Raises:
+        ValueError: several frames, an unknown range, or no way to RGB. `name` begins the message.
+    """
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        frames = f"{image.n_frames} frames or pages"
+        raise ValueError(f"{name}: {frames}, which is not supported; choose one with .copy()")
+    image = prepare_image(image)
+    if image.mode[0] in "IF":
+        array = sixteen_bit_array(image, name)
+    else:
+        mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+        if image.has_transparency_data:  # alpha, or a transparent colour or palette entry
+            mode += "A"
+        try:
+            array = np.asarray(image if image.mode == mode else image.convert(mode))
+        except (ValueError, OSError) as error:
+            cause = f"cannot convert {image.mode} to {mode}; save it as RGB"
+            raise ValueError(f"{name}: {cause}") from error
+    info = {}
+    if image.info.get("icc_profile") and image.mode != "LAB":  # LAB's profile is not RGB's
+        info["icc_profile"] = image.info["icc_profile"]
+    try:
+        dpi = tuple(float(value) for value in image.info["dpi"])
+        if len(dpi) == 2 and all(0 < value < 1e6 for value in dpi):
+            info["dpi"] = dpi
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        pass  # none, or nonsense
+    return array, info
+
+
+# --- PNG -----------------------------------------------------------------------------------------
+
+
+def write_png(
+    path: str | Path,
+    strips: Iterable[np.ndarray],
+    size: tuple[int, int],
+    channels: int,
+    dtype: np.dtype,
+    info: dict,
+) -> None:
+    """Write strips (h, W, C), from top to bottom, as a PNG file; Pillow would need all at once.
+
+    The format: https://www.w3.org/TR/png-3/. Rows are stored as differences from the row above
+    (filter type 2).
+
+    Args:
+        size: (H, W) of the whole image.
+        channels: 1 to 4: gray, gray and alpha, RGB, RGBA.
+        dtype: of the strips, uint8 or uint16.
+        info: as from `pil_to_array`.
+    """
+    height, width = size
+    bits = 8 * np.dtype(dtype).itemsize
+    with open(path, "wb") as file:
+
+        def chunk(kind, data):
+            checksum = struct.pack(">I", zlib.crc32(kind + data))
+            file.write(struct.pack(">I", len(data)) + kind + data + checksum)
+
+        file.write(b"\x89PNG\r\n\x1a\n")
+        colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+        chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
+        if "icc_profile" in info:
+            chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(info["icc_profile"]))
+        if "dpi" in info:
+            per_metre = [round(value / 0.0254) for value in info["dpi"]]
+            chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1))
+        packer = zlib.compressobj()
+        above = np.zeros((1, width * channels * bits // 8), np.uint8)
+        for strip in strips:
+            for first in range(0, len(strip), 64):
+                rows = strip[first : first + 64].astype(strip.dtype.newbyteorder(">"))
+                rows = rows.view(np.uint8).reshape(len(rows), -1)
+                filtered = np.full((len(rows), 1 + rows.shape[1]), 2, np.uint8)
+                np.subtract(rows, np.concatenate([above, rows[:-1]]), out=filtered[:, 1:])
+                data = packer.compress(filtered)
+                if data:
+                    chunk(b"IDAT", data)
+                above = rows[-1:]
+        chunk(b"IDAT", packer.flush())
+        chunk(b"IEND", b"")
