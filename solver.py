@@ -1,856 +1,603 @@
-"""One training loop for every stage: optimizers, epochs, history, resuming; it is handed networks, data and a folder.
+"""One training loop for every stage, the two stages, and the command line.
 
-A stage is a subclass that writes `training_step`: `PretrainSolver` (SRResNet: mean squared error) and `GANSolver`
-(SRGAN: discriminator and generator in turn; from pre-trained weights, or from random ones: the course's base mode).
-What must survive a stop, and what several GPUs need, lives in `Solver` and is the same for all of them.
+`Solver` owns the loop and what must survive a stop. A stage is a subclass with a `training_step`:
+`PretrainSolver` (SRResNet, mean squared error) and `GANSolver` (SRGAN, discriminator and generator
+in turn). `build_solver` puts a stage together from the settings. One process per GPU:
 
-From the command line, both stages, on every GPU there is: accelerate launch solver.py checkpoints/afternoon/settings.json
+    accelerate launch --multi_gpu solver.py afternoon    (a preset, or a settings.json)
 """
 
 import argparse
-import contextlib
 import copy
-import hashlib
-import itertools
 import json
 import math
-import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import accelerate
+import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
+import presets
 from datasets import PairDataset, PatchDataset, PatchLoader
-from losses import bce, content_loss, content_weight, health, mse
+from losses import bce, make_content_loss, mse
 from metrics import evaluate, mean
-from models import Discriminator, SRResNet, reestimate_batch_norm, save_generator
-from tools import checkpoints as states
-from tools.distributed import (
-    deferred_signals,
-    ignore_ended_children,
-    on_first_process,
-    share_batch_norm,
-)
+from models import Discriminator, SRResNet, load_generator, save_generator
+from super_resolve import super_resolve
+from tools import checkpoints  # files with a checksum
+from tools.acceleration import MixedPrecision, can_compile, keep_freed_memory, speed_up
+from tools.diagnostics import diagnose
+from tools.distributed import Processes, deferred_signals
 from tools.muon import Muon
-from utils import (
-    can_compile,
-    computes_in_bf16,
-    device_name,
-    keep_freed_memory,
-    seed_everything,
-    to_array,
-    to_tensor,
-)
+from utils import atomic_path, device_name, seed_everything
 
-# Settings that change how a run is kept or shown, not what it computes: they may differ when it goes on.
-BOOKKEEPING = {
-    "num_workers",
-    "log_every",
-    "checkpoint_minutes",
-    "keep_last",
-    "keep_every",
-    "tensorboard",
-}
-BOOKKEEPING.add("batch_norm_batches")  # of the generator for use, not of what is trained
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": None}
-OPTIMIZERS = {
-    "adam": lambda network, **how: torch.optim.Adam(network.parameters(), **how),
-    "muon": Muon,
-}
+Losses = dict[str, Tensor]
+ValidPairs = list[tuple[str, np.ndarray, np.ndarray]]  # (name, lr, hr) of whole images, uint8
+
 SCHEDULES = {  # factor of the learning rate where a part (0 to 1) of the training is done
     "constant": lambda done: 1.0,
-    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),  # to zero
-    "tenth": lambda done: 1.0 if done < 0.5 else 0.1,  # the paper's for SRGAN
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "tenth": lambda done: 1.0 if done < 0.5 else 0.1,
 }
 
 
 class TrainingDiverged(FloatingPointError):
-    """A loss or a weight became infinite or not a number; nothing of it was saved."""
+    """A loss or a weight is infinite or not a number. No checkpoint contains it."""
 
 
 class Solver:
-    """The loop. Trains `networks["generator"]` (and others) on patches, and keeps an average of the generator.
+    """Trains networks on patches; keeps a running average of the generator, and everything saved.
+
+    What is saved when: a checkpoint, from which training resumes to the bit, before the first step,
+    every `checkpoint_minutes`, at a stop and after each epoch; with it, from the first step on, the
+    inference generator, as <folder>.safetensors; every row of the history, in <folder>/log.jsonl.
 
     Args:
-        networks: {name: module}; "generator" is the one that is averaged, validated and saved for use.
-        dataset: a `PatchDataset`, or anything else that `PatchLoader` takes.
-        config: settings of this stage, a dict (or EasyDict) of literals; see `DEFAULTS` for names and meanings.
-        folder: where the states and the log go, e.g. checkpoints/afternoon/srresnet. The averaged generator, the file
-            that is for use, goes beside it: checkpoints/afternoon/srresnet.safetensors.
-        valid_pairs: (name, lr, hr) of a few whole images, or None.
+        networks: {name: module}; "generator" is the one that is averaged, validated and saved.
+        dataset: where the patches come from.
+        settings: of this stage, see `presets.STAGE`.
+        folder: for checkpoints and the log, such as checkpoints/laptop/srresnet.
+        valid_pairs: validated after each epoch; [] for none.
 
     Attributes:
-        epoch, batch: finished epochs (one is 100 patches of every training image), and batches of the present one.
-        step: generator updates so far.
-        generator, ema: the trained network, and its running average in eval mode; `for_use` is what to use.
-        history: {"train": rows, "valid": rows}, each row a dict with its step.
-        seconds: spent in the loop, over all sessions.
-        last_state: path of the newest whole state of this run, None before `resume` or `fit`.
+        epoch, batch: finished epochs, and finished batches of the present one.
+        step: generator updates.
+        generator, ema: the trained network, and its running average in eval mode.
+        history: {"train": rows, "valid": rows}, each row a dict with its step. Losses are raw.
+        seconds: of training, over all starts.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
     """
 
-    DEFAULTS = dict(
-        epochs=1,  # the schedule's length
-        batch_size=16,  # over all processes
-        learning_rate=1e-4,  # Adam's (paper, section 3.2)
-        schedule="constant",  # one of SCHEDULES
-        warmup_steps=0,  # linear, from zero
-        optimizer="adam",  # the paper's; "muon": see optimizers.py
-        ema_decay=0.999,  # half-life of the averaged generator: 693 steps
-        batch_norm_batches=0,  # from how many its statistics are taken before it is used, see `for_use`; 0: averaged too
-        mixed_precision="no",  # "bf16" or "fp16" where they are faster; "auto": bf16 on processors that compute in it
-        compile=False,  # torch.compile: a minute to begin with, faster steps after it
-        num_workers=0,  # the patch store is faster than workers' queues
-        log_every=20,  # steps between rows of the history; reading a loss makes a GPU wait
-        checkpoint_minutes=10,  # between states, besides one each epoch
-        keep_last=2,  # states kept
-        keep_every=0,  # also every k-th epoch's state, for ever; 0: none
-        tensorboard=False,  # also log for TensorBoard (pip install tensorboard), into <folder>/tensorboard
-    )
+    DEFAULTS = presets.STAGE
 
-    def __init__(self, networks, dataset, config, folder, valid_pairs=None):
-        unknown = set(config) - set(self.DEFAULTS)
-        if unknown:
-            raise ValueError(
-                f"{type(self).__name__} has no setting {sorted(unknown)}; it has {sorted(self.DEFAULTS)}"
-            )
-        self.config = {**self.DEFAULTS, **config}
-        for name, choices in (
-            ("schedule", SCHEDULES),
-            ("mixed_precision", PRECISIONS),
-            ("optimizer", OPTIMIZERS),
-        ):
-            if self.config[name] not in choices:
-                raise ValueError(
-                    f"{name} is one of {', '.join(choices)}; not {self.config[name]!r}"
-                )
-        self.folder, self.valid_pairs, self.dataset = Path(folder), valid_pairs, dataset
-
-        # Accelerate allows one mixed precision per process, and a notebook may hold two solvers: so the loop has its own.
-        # Without CUDA, launched processes would each train alone, on the whole batch, unless told to meet on the CPU.
-        on_cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
-        self.accelerator = accelerate.Accelerator(mixed_precision="no", cpu=on_cpu)
-        self.device = self.accelerator.device
-        self.is_main = self.accelerator.is_main_process  # the process that writes and shows
+    def __init__(
+        self,
+        networks: dict[str, nn.Module],
+        dataset: PatchDataset,
+        settings: dict[str, Any],
+        folder: str | Path,
+        valid_pairs: ValidPairs = (),
+    ):
+        self.settings = presets.check(settings, self.DEFAULTS, type(self).__name__)
+        self.dataset, self.folder, self.valid_pairs = dataset, Path(folder), valid_pairs
+        self.processes = Processes()
+        self.device, self.is_main = self.processes.device, self.processes.is_main
+        self.precision = MixedPrecision(self.settings["mixed_precision"], self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        precision = self.config["mixed_precision"]
-        if precision == "auto":
-            precision = "bf16" if computes_in_bf16(self.device) else "no"
-        self.autocast = torch.autocast(
-            self.device.type, PRECISIONS[precision], enabled=precision != "no"
-        )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.prepare(networks)
 
-        self.ema = copy.deepcopy(networks["generator"]).to(
-            self.device, memory_format=torch.channels_last
-        )
-        self.ema.eval().requires_grad_(False)
-        self.networks, self.optimizers = {}, {}
+        # Networks, optimizers, average
+        self.ema = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
+        self.ema = speed_up(self.ema, self.device)
+        self.networks, self.unwrapped, self.optimizers = {}, {}, {}
+        compiles = self.settings["compile"] and can_compile(self.device)
         for name, network in networks.items():
-            network = network.to(self.device, memory_format=torch.channels_last).train()
-            optimizer = OPTIMIZERS[self.config["optimizer"]]
-            self.optimizers[name] = optimizer(network, fused=self.device.type != "mps")
-            if self.config["compile"] and can_compile(self.device):
-                # Each shape of batch in kernels of its own: by default the second one brings kernels for any shape, which
-                # round otherwise, and a run that went on from another batch would not come to the same bits.
+            network = speed_up(network, self.device).train()
+            self.optimizers[name] = self.make_optimizer(network)
+            if compiles:
+                # Kernels for each batch size. Those for any size round differently, and a resumed
+                # run would not be bit-identical.
                 network.compile(dynamic=False)
-            if self.accelerator.num_processes > 1:
-                network = self.accelerator.prepare(share_batch_norm(network, self.device))
-                # Two forwards before a backward (real and generated images) fail if buffers are broadcast in between.
-                network.broadcast_buffers = False
-            self.networks[name] = network
-        self.generator = self.bare("generator")
+            self.networks[name] = self.processes.wrap(network)
+            self.unwrapped[name] = self.processes.unwrap(self.networks[name])
+        self.generator = self.unwrapped["generator"]
 
-        mine = dict(rank=self.accelerator.process_index, world_size=self.accelerator.num_processes)
-        workers = self.config["num_workers"]
+        # Data and progress
         self.loader = PatchLoader(
-            dataset, self.config["batch_size"], device=self.device, num_workers=workers, **mine
-        )
+            dataset, self.settings["batch_size"], device=self.device, rank=self.processes.rank,
+            world_size=self.processes.count,
+        )  # fmt: skip
         self.epoch = self.batch = self.step = 0
-        self.seconds = 0.0
-        self.learning_rate_scale = 1.0  # halved by `retry`
-        self.history = {"train": [], "valid": []}
-        self.log = states.Log(self.folder, self.config["tensorboard"])
-        self.last_state = None
-        self._for_use = None  # (step, network), see `for_use`
-        self._sums = {}  # of each loss since the last row, on the device: reading them there would make it wait
-        self._first_bad_step = torch.tensor(-1, device=self.device)
+        self.seconds, self.clock, self.saved = 0.0, 0.0, time.monotonic()
+        self.history: checkpoints.History = {"train": [], "valid": []}
+        self.sums: Losses = {}  # of the losses since the last row, on the device
+        self.first_bad_step = torch.tensor(-1, device=self.device)
+        self.last_checkpoint: Path | None = None
+        self.inference: tuple[int, SRResNet] | None = None  # (step, generator)
+        self.told: set[str] = set()  # diagnostics, once each
+        self.callback: Callable[[Solver], None] | None = None
+
+    def make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        rate, fused = self.settings["learning_rate"], self.device.type != "mps"
+        if self.settings["optimizer"] == "muon":
+            return Muon(network, lr=rate, fused=fused)
+        return torch.optim.Adam(network.parameters(), lr=rate, fused=fused)
 
     # --- what a stage is ---
 
-    def training_step(self, lr, hr):
-        """One update of the stage's networks by `self.update`; returns {name: scalar tensor} for the history's means.
+    def prepare(self, networks: dict[str, nn.Module]) -> None:
+        """What the stage needs besides its networks; called before anything else is built."""
 
-        lr: (N, 3, h, w), hr: (N, 3, 4h, 4w), float in [0, 1], on `self.device`; this process's part of the batch.
+    def training_step(self, lr: Tensor, hr: Tensor) -> Losses:
+        """Update the stage's networks by `self.update`; returns scalars for the history.
+
+        Args:
+            lr, hr: this process's part of a batch, (N, 3, h, w) and (N, 3, 4h, 4w) in [0, 1].
         """
         raise NotImplementedError
 
-    def update(self, name, loss):
-        """One optimizer step of network `name` down the gradient of `loss`."""
-        self.optimizers[name].zero_grad(set_to_none=True)
-        with torch.autocast(
-            self.device.type, enabled=False
-        ):  # each backward runs as its forward did
-            self.scaler.scale(
-                loss
-            ).backward()  # keeps fp16's small gradients from vanishing; without fp16 it is idle
-        self.scaler.step(self.optimizers[name])
-        self.scaler.update()
-        torch.clear_autocast_cache()  # it holds the weights from before
-
-    def bare(self, name):
-        """Network `name` without the wrapper of several processes."""
-        return self.accelerator.unwrap_model(self.networks[name])
-
-    def derived(self, row):
-        """More columns of the history, computed from a row's means."""
-        return {}
+    def update(self, name: str, loss: Tensor) -> None:
+        """One optimizer step of network `name` on the gradient of `loss`."""
+        self.precision.update(self.optimizers[name], loss)
 
     # --- the loop ---
 
-    def fit(self, num_epochs=None, callback=None):
-        """Train *until* `num_epochs` epochs are done (default: `config["epochs"]`); what is done is not done again.
+    def fit(
+        self, num_epochs: int | None = None, callback: Callable[["Solver"], None] | None = None
+    ) -> None:
+        """Train until `num_epochs` epochs are done (default: the setting `epochs`).
 
-        Ctrl-C, the notebook's stop button and SIGTERM save the state and stop; `resume` goes on from within the epoch.
+        Ctrl-C, the notebook's stop button and SIGTERM save and stop. A resumed run goes on within
+        the epoch.
 
         Args:
-            callback: called as callback(solver) after each epoch, and after a row of the history at most every 10 s.
+            callback: called with the solver after each row of the history and after each epoch.
 
         Raises:
-            TrainingDiverged: a loss is not finite; says at which step. The saved states are all from before.
-            torch.OutOfMemoryError: says which batch size fits.
-            OSError: the state could not be written; says which one is whole.
-            FileExistsError: the folder holds another run's states.
-            RuntimeError: batches cannot be loaded; the state is saved.
+            TrainingDiverged: a loss is not finite. No checkpoint contains it.
+            torch.OutOfMemoryError: the batch is too large.
+            OSError: a checkpoint could not be written; the one before is valid.
+            FileExistsError: the folder holds another run's checkpoints.
         """
-        num_epochs = self.config["epochs"] if num_epochs is None else num_epochs
-        if self.last_state is None:
-            self.save()  # a folder that cannot be written is told now, not after an hour
-        with deferred_signals() as stop:
+        num_epochs = self.settings["epochs"] if num_epochs is None else num_epochs
+        self.callback = callback
+        if self.last_checkpoint is None:
+            self.save()  # fail early if the folder is not writable
+        if self.batch == 0:
+            self.validate()  # a run that was stopped between saving and validating
+        with deferred_signals() as stop, self.progress_bar(num_epochs) as bar:
             while self.epoch < num_epochs:
-                self._train_epoch(stop, num_epochs, callback)
-                self._validate()
-                self.save()
-                if callback and self.is_main:
-                    callback(self)
+                bar.set_description(f"{self.folder.name}: epoch {self.epoch + 1}/{num_epochs}")
+                self.clock = time.monotonic()
+                for lr, hr in self.loader.epoch(self.epoch, start=self.batch):
+                    self.set_learning_rate()
+                    losses = self.guarded_step(lr, hr)
+                    self.update_ema()
+                    self.record(losses)
+                    bar.update()
+                    save_now, stop_now = self.requests(stop.exception is not None)
+                    if save_now:
+                        self.save()
+                    if stop_now:
+                        bar.close()
+                        self.say(f"Stopped in epoch {self.epoch + 1}, saved: run again to go on.")
+                        raise stop.exception or KeyboardInterrupt
+                self.epoch, self.batch = self.epoch + 1, 0
+                self.save()  # before validation, which may fail
+                self.validate()
+                self.show()
 
-    def _train_epoch(self, stop, num_epochs, callback):
-        saved = shown = clock = time.monotonic()
-        title, total, quiet = (
-            f"epoch {self.epoch + 1}/{num_epochs}",
-            len(self.loader),
-            not self.is_main,
-        )
-        look = dict(unit="step", mininterval=2, file=sys.stdout, disable=quiet)
-        with tqdm(self._batches(stop), title, total, initial=self.batch, **look) as bar:
-            for lr, hr in bar:
-                self._step(lr, hr)
-                self.batch += 1
-                now = time.monotonic()
-                self.seconds, clock = self.seconds + now - clock, now
-                if self.step % self.config["log_every"] == 0 or self.batch == len(self.loader):
-                    bar.set_postfix(self._log(), refresh=False)
-                    if callback and self.is_main and now - shown > 10:
-                        callback(self)
-                        shown = now
-                late = now - saved > 60 * self.config["checkpoint_minutes"]
-                stop_now, save_now = self._any_process(stop.exception is not None, late)
-                if stop_now or save_now:
-                    self.save()
-                    saved = now
-                if stop_now:
-                    bar.close()
-                    self._say(
-                        f"Stopped and saved in epoch {self.epoch + 1}, batch {self.batch}: run again to go on."
-                    )
-                    raise stop.exception or KeyboardInterrupt
-        self.epoch, self.batch = self.epoch + 1, 0
-
-    def _batches(self, stop):
-        """The batches that this epoch has left. If they cannot be loaded, saves what was trained, and says so."""
-        try:
-            batches = self.loader.epoch(self.epoch, self.batch)
-            with torch.random.fork_rng(
-                devices=[]
-            ):  # a DataLoader draws a number when it starts; resuming, once more
-                first = list(itertools.islice(batches, 1))
-            for batch in itertools.chain(first, batches):
-                if self.config["num_workers"]:
-                    ignore_ended_children()
-                yield batch
-        except Exception as error:
-            if (
-                self.accelerator.num_processes == 1
-            ):  # alone, a process cannot save: its sums are in all of them
-                self.save()
-            if stop.exception:  # Ctrl-C in a terminal reaches the workers, too
-                raise stop.exception from error
-            raise RuntimeError(
-                f"Batch {self.batch + 1} of epoch {self.epoch + 1} cannot be loaded ({error}). "
-                f"{self.last_state} is saved: remove the cause, or set num_workers=0, and run again."
-            ) from error
-
-    def _step(self, lr, hr):
+    def set_learning_rate(self) -> None:
+        """Set the rate of this step: a function of the step alone, so that resuming keeps it."""
+        settings, step = self.settings, self.epoch * len(self.loader) + self.batch
+        done = min(step / (settings["epochs"] * len(self.loader)), 1)
+        warmup = min((step + 1) / (settings["warmup_steps"] + 1), 1)
+        factor = warmup * SCHEDULES[settings["schedule"]](done)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate(self.epoch * len(self.loader) + self.batch)
-        try:
-            with self.autocast:
-                losses = self.training_step(lr, hr)
-        except torch.OutOfMemoryError:
-            losses = None  # handled below: in here, the error would keep the activations in memory
-        if losses is None:
-            raise torch.OutOfMemoryError(self._smaller_batch(lr, hr))
-        self.step += 1
-        self._average()
-        self._sums = {
-            name: self._sums.get(name, 0) + value.detach().float() for name, value in losses.items()
-        }
-        # Remembered on the device and read with the next row: asking now would make a GPU wait at every step.
-        finite = torch.stack([value.detach().float() for value in losses.values()]).isfinite().all()
-        self._first_bad_step = torch.where(
-            finite | (self._first_bad_step >= 0), self._first_bad_step, self.step
-        )
+                group["lr"] = settings["learning_rate"] * factor
 
-    def learning_rate(self, step):
-        """Of the update after `step` batches of the schedule: a pure function, so that resuming cannot reset it."""
-        config = self.config
-        done = min(step / (config["epochs"] * len(self.loader)), 1)
-        warmup = min(1.0, (step + 1) / (config["warmup_steps"] + 1))
-        return (
-            config["learning_rate"]
-            * self.learning_rate_scale
-            * warmup
-            * SCHEDULES[config["schedule"]](done)
-        )
+    def guarded_step(self, lr: Tensor, hr: Tensor) -> Losses:
+        """`training_step` in the chosen precision, with a way out where memory ends."""
+        try:
+            with self.precision.autocast():
+                return self.training_step(lr, hr)
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f"out of memory with batch_size={self.settings['batch_size']}: halve it "
+                f"(or crop_size). {self.last_checkpoint} is valid"
+            ) from error
 
     @torch.no_grad()
-    def _average(self):
-        # Early on a long average would still hold the initialisation; so it starts short and grows to ema_decay.
-        decay = min(self.config["ema_decay"], (1 + self.step) / (10 + self.step))
-        ours, theirs = (
-            list(self.ema.state_dict().values()),
-            list(self.generator.state_dict().values()),
+    def update_ema(self) -> None:
+        """Move the average, weights and batch-norm statistics, towards the generator."""
+        # Early on a long average would hold the initialisation: it starts short.
+        decay = min(self.settings["ema_decay"], (2 + self.step) / (11 + self.step))
+        pairs = zip(
+            self.ema.state_dict().values(), self.generator.state_dict().values(), strict=True
         )
-        floats = [
-            k for k, value in enumerate(ours) if value.is_floating_point()
-        ]  # weights, batch-norm statistics
-        torch._foreach_lerp_([ours[k] for k in floats], [theirs[k] for k in floats], 1 - decay)
+        averages, values = zip(
+            *[pair for pair in pairs if pair[0].is_floating_point()], strict=True
+        )
+        torch._foreach_lerp_(averages, values, 1 - decay)
 
-    def _log(self):
-        """Close the interval: a row of means for the history and the log. Returns it, short, for the progress bar."""
-        self._check_finite()
-        sums = self.accelerator.reduce(self._sums, reduction="mean")
-        previous = self.history["train"][-1]["step"] if self.history["train"] else 0
-        row = dict(
-            step=self.step,
+    def record(self, losses: Losses) -> None:
+        """Count the step and add its losses; every `log_every` steps, a row of means."""
+        self.step, self.batch = self.step + 1, self.batch + 1
+        values = {name: value.detach().float() for name, value in losses.items()}
+        self.sums = {name: self.sums.get(name, 0) + value for name, value in values.items()}
+        # Noted on the device and read with the next row: reading it here would synchronise a GPU.
+        good = torch.stack(list(values.values())).isfinite().all() | (self.first_bad_step >= 0)
+        self.first_bad_step = torch.where(good, self.first_bad_step, self.step)
+        now = time.monotonic()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        if self.step % self.settings["log_every"] == 0 or self.batch == len(self.loader):
+            self.log_means()
+
+    def log_means(self) -> None:
+        """Close the interval: a row of the history, and what the diagnostics say of it."""
+        self.check_finite()
+        count = self.step - (self.history["train"][-1]["step"] if self.history["train"] else 0)
+        row = {name: float(v) / count for name, v in self.processes.mean(self.sums).items()}
+        self.sums = {}
+        self.log(
+            "train",
             epoch=self.epoch + self.batch / len(self.loader),
             seconds=round(self.seconds, 3),
+            learning_rate=self.optimizers["generator"].param_groups[0]["lr"],
+            **row,
         )
-        row["learning_rate"] = self.optimizers["generator"].param_groups[0]["lr"]
-        row.update({name: float(value) / (self.step - previous) for name, value in sums.items()})
-        row.update(self.derived(row))
-        self._sums = {}
-        self._append("train", row)
-        return {name: f"{row[name]:.4g}" for name in sums}
+        for cause, message in diagnose(self.history["train"]).items():
+            if cause not in self.told and self.is_main:
+                self.told.add(cause)
+                warnings.warn(message, stacklevel=2)
+        self.show()
 
-    def _validate(self):
-        if self.valid_pairs is None or not self.is_main:
+    def log(self, kind: str, **row: float) -> None:
+        """Add a row to the history and to the log."""
+        self.history[kind].append({"step": self.step, **row})
+        if self.is_main:
+            with checkpoints.explained(self.folder, self.last_checkpoint):
+                checkpoints.log_row(self.folder, kind, self.history[kind][-1])
+
+    def requests(self, stop: bool) -> list[bool]:
+        """[save now?, stop now?], the same on all processes; several ask only every tenth step."""
+        if self.processes.count > 1 and self.step % 10:
+            return [False, False]
+        due = time.monotonic() - self.saved > 60 * self.settings["checkpoint_minutes"]
+        return self.processes.any(stop or due, stop)
+
+    def progress_bar(self, num_epochs: int) -> tqdm:
+        """A bar over all steps, with the time left; none where nothing is left to do."""
+        steps = len(self.loader)
+        return tqdm(
+            total=num_epochs * steps, initial=self.epoch * steps + self.batch, unit="step",
+            mininterval=2, file=sys.stdout, disable=not self.is_main or self.epoch >= num_epochs,
+        )  # fmt: skip
+
+    def show(self) -> None:
+        if self.callback and self.is_main:
+            self.callback(self)
+
+    # --- after an epoch ---
+
+    def inference_generator(self) -> SRResNet:
+        """The averaged generator in eval mode: what is validated, shown and saved for use.
+
+        With `batch_norm_batches` its batch-norm statistics are recomputed from the first patches of
+        epoch 0, because averaged statistics are not those of averaged weights. SRGANs show the
+        difference as coloured blobs.
+        """
+        count = self.settings["batch_norm_batches"]
+        if not count or not self.step:
+            return self.ema
+        if self.inference is None or self.inference[0] != self.step:
+            generator = copy.deepcopy(self.ema)
+            update_bn(islice(self.loader.epoch(0), count), generator)
+            self.inference = self.step, generator
+        return self.inference[1]
+
+    def upscale(self, lr: np.ndarray) -> np.ndarray:
+        """The inference generator's SR of one image: uint8 (h, w, 3) -> uint8 (4h, 4w, 3)."""
+        return super_resolve(self.inference_generator(), lr, progress=False)
+
+    def validate(self) -> None:
+        """Log PSNR and SSIM of the validation images, unless this step has its row."""
+        last = self.history["valid"][-1]["step"] if self.history["valid"] else 0
+        if not self.is_main or not self.valid_pairs or self.step == last:
             return
         scores = mean(evaluate(self.upscale, self.valid_pairs, progress=False))
-        self._append(
-            "valid",
-            {
-                "step": self.step,
-                "epoch": self.epoch,
-                "psnr": scores["psnr"],
-                "ssim": scores["ssim"],
-            },
-        )
+        self.log("valid", epoch=self.epoch, psnr=scores["psnr"], ssim=scores["ssim"])
         psnr, ssim = f"PSNR {scores['psnr']:.3f} dB", f"SSIM {scores['ssim']:.4f}"
-        self._say(f"after epoch {self.epoch}: {psnr}, {ssim} on the validation images (Y)")
+        self.say(f"after epoch {self.epoch}: {psnr}, {ssim} on the validation images (Y)")
 
-    def for_use(self):
-        """The averaged generator as it is validated and saved, in eval mode.
-
-        With `batch_norm_batches` its batch norms' statistics are those of its own weights, see `reestimate_batch_norm`.
-        Always from the same patches, the first of epoch 0, and on a copy: what is trained and averaged on is not touched,
-        nor is any random state, and where a run was interrupted makes no difference.
-        """
-        if not self.config["batch_norm_batches"]:
-            return self.ema
-        if self._for_use is None or self._for_use[0] != self.step:
-            patches, size = copy.copy(self.dataset), self.config["batch_size"]
-            patches.set_epoch(0)  # of the copy: the loader is perhaps within another epoch
-            count = min(len(patches), size * self.config["batch_norm_batches"])
-            batches = (
-                patches.__getitems__(range(k, min(k + size, count)))[0]
-                for k in range(0, count, size)
-            )
-            self._for_use = self.step, reestimate_batch_norm(copy.deepcopy(self.ema), batches)
-        return self._for_use[1]
-
-    def upscale(self, lr):
-        """The averaged generator on one whole image: uint8 (h, w, 3) -> uint8 (4h, 4w, 3)."""
-        generator = self.for_use()
-        with torch.inference_mode():
-            return to_array(
-                generator(to_tensor(lr).to(self.device, memory_format=torch.channels_last))
-            )
-
-    def measure(self, steps=3):
-        """Seconds per training step on this device: trains on the first batches, then puts everything back as it was."""
-        tensors, facts = self._state()
-        before = {name: value.clone() for name, value in tensors.items()}, copy.deepcopy(facts)
-        times = []
-        try:
-            for lr, hr in itertools.islice(
-                itertools.cycle(self.loader.epoch(self.epoch)), steps + 1
-            ):
-                self._step(lr, hr)
-                if self.device.type != "cpu":
-                    torch.accelerator.synchronize()  # a GPU's steps are only queued by now
-                times.append(time.monotonic())
-        finally:
-            self._load(*before)
-        return (
-            times[-1] - times[0]
-        ) / steps  # the first step, which also warms up, is where the clock starts
-
-    def _say(self, text):
+    def say(self, text: str) -> None:
         if self.is_main:
             print(text)
 
-    # --- guards ---
+    # --- saving and resuming ---
 
-    def _any_process(self, *wishes):
-        """Which of the wishes any process has: all must act on them at the same step, or wait for each other for ever."""
-        if self.accelerator.num_processes == 1:
-            return wishes
-        if self.step % 10:  # asking costs a round trip
-            return [False] * len(wishes)
-        return (
-            self.accelerator.reduce(torch.tensor(wishes, device=self.device).float()) > 0
-        ).tolist()
+    def save(self) -> None:
+        """Write the checkpoint and the inference generator. Raises as `fit`."""
+        self.check_finite()
+        # Each process has its own sums, and one checkpoint is written: all go on from their mean.
+        self.sums = self.processes.mean(self.sums)
+        self.last_checkpoint = self.processes.on_main(self.write)
+        self.saved = time.monotonic()
 
-    def _check_finite(self):
-        bad = int(self.accelerator.gather(self._first_bad_step.reshape(1)).max())
-        if bad >= 0:
-            raise self._diverged("A loss", bad)
-
-    def _diverged(self, what, step):
-        where = f"step {step} (epoch {self.epoch + 1}, batch {self.batch - (self.step - step)})"
-        return TrainingDiverged(
-            f"{what} is not finite at {where}. Nothing of it was saved; the last good state is {self.last_state}. "
-            "solver.retry() goes on from there with half the learning rate."
-        )
-
-    def retry(self):
-        """After `TrainingDiverged`: back to the last good state, with half the learning rate; then `fit` goes on.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
-        scale = self.learning_rate_scale
-        if not self.resume(allow_changes=True):
-            raise FileNotFoundError(
-                f"{self.folder} holds no state to go back to: build the solver anew"
-            )
-        self.learning_rate_scale = min(scale, self.learning_rate_scale) / 2
-        self.save()  # or a stop would forget it
-
-    def _smaller_batch(self, lr, hr):
-        """What to say when a batch was too large for the memory; puts the last saved state back."""
-        message, size = f"Out of memory with batch_size={self.config['batch_size']}: ", len(lr)
-        if self.accelerator.num_processes > 1:
-            return message + "take a smaller one, or a smaller crop_size."
-        while size > 1:
-            size //= 2
-            for optimizer in self.optimizers.values():
-                optimizer.zero_grad(set_to_none=True)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            with contextlib.suppress(torch.OutOfMemoryError), self.autocast:
-                self.training_step(lr[:size], hr[:size])
-                message += f"batch_size={size} fits."
-                break
-        else:
-            message += "not even one patch fits; take a smaller crop_size."
-        if self.last_state:
-            self._load(*states.read(self.last_state))
-        return message
-
-    # --- the log and the states ---
-
-    def _append(self, kind, row):
-        """A row for the history, and for the log."""
-        self.history[kind].append(row)
-        if self.is_main:
-            with self._explained():
-                self.log.append(kind, row)
-
-    @contextlib.contextmanager
-    def _explained(self):
-        """Says of a failed write what is lost (little) and what to do."""
-        try:
-            yield
-        except OSError as error:
-            text = f"{self.folder}: cannot be written ({error.strerror or error}) at step {self.step}. "
-            text += f"The state before is whole: {self.last_state}. " if self.last_state else ""
-            text += "Make room, or make the folder writable, and run again."
-            raise type(error)(error.errno, text) from error
-
-    def save(self):
-        """Write the state for resuming and the averaged generator for use; then drop the states that are not kept.
-
-        Raises:
-            TrainingDiverged, OSError, FileExistsError: as `fit`. The states before are whole.
-        """
-        self._check_finite()
-        # Each process has its own sums, and one state is written: from here on all go on from their mean.
-        self._sums = self.accelerator.reduce(self._sums, reduction="mean")
-        self.last_state = on_first_process(self._write)
-
-    def _write(self):
-        if self.last_state is None and states.files(self.folder):
+    def write(self) -> Path:
+        if self.last_checkpoint is None and checkpoints.files(self.folder):
             raise FileExistsError(
-                f"{self.folder} holds the states of an earlier training. Call resume() before fit() to go on with it, "
-                "or choose another folder."
+                f"{self.folder} holds the checkpoints of an earlier training: call resume() before "
+                "fit(), or choose another folder"
             )
-        tensors, facts = self._state()
+        tensors, facts = self.state()
         for name, value in tensors.items():
             if value.is_floating_point() and not value.isfinite().all():
-                raise self._diverged(name, self.step)
-        every = self.config["keep_every"]
-        keep_as = (
-            f"epoch{self.epoch}"
-            if every and self.epoch and self.batch == 0 and self.epoch % every == 0
-            else ""
-        )
-        generator = self.for_use() if self.step else None
-        with self._explained():
-            if (
-                self.step
-            ):  # before the state: whoever finds a state of the end finds the generator of the end
+                raise self.diverged(name, self.step)
+        generator_files = [Path(f"{self.folder}.safetensors")] if self.step else []
+        every = self.settings["keep_every"]
+        if every and self.epoch and self.batch == 0 and self.epoch % every == 0:
+            generator_files.append(self.folder / f"epoch-{self.epoch:03d}.safetensors")
+        with checkpoints.explained(self.folder, self.last_checkpoint):
+            # The generator first: where there is a checkpoint of the end, its generator is there.
+            for path in generator_files:
                 save_generator(
-                    f"{self.folder}.safetensors", generator, stage=type(self).__name__, step=self.step,
-                    epoch=self.epoch, seconds=round(self.seconds), device=device_name(self.device), config=self.config,
-                    images=len(self.dataset.pairs),
+                    path, self.inference_generator(), stage=self.folder.name, step=self.step,
+                    epoch=self.epoch, seconds=round(self.seconds), settings=self.settings,
+                    device=device_name(self.device), images=len(self.dataset.pairs),
                 )  # fmt: skip
-            return states.write(
-                self.folder, self.step, tensors, facts, self.config["keep_last"], keep_as
-            )
+            keep = self.settings["keep_last"]
+            return checkpoints.save(self.folder, self.step, tensors, facts, keep)
 
-    def states(self):
-        """The saved states, oldest first."""
-        return states.files(self.folder)
-
-    def resume(self, allow_changes=False):
-        """Go on from the newest whole state in the folder. Returns whether there was one.
+    def resume(self, allow_changes: bool = False) -> bool:
+        """Resume from the latest valid checkpoint in the folder. Returns whether there was one.
 
         Args:
-            allow_changes: go on although settings or the training list are not those of the saved state.
+            allow_changes: resume although settings or training images have changed.
 
         Raises:
-            ValueError: they are not and it was not allowed; or the state is of other networks; or no state is whole.
+            ValueError: they have and it was not allowed; the checkpoint is of other networks; or no
+                checkpoint is valid.
         """
-        found = on_first_process(states.read_newest, self.folder)
+        found = self.processes.on_main(checkpoints.read_latest, self.folder)
         if found is None:
             return False
         path, tensors, facts = found
-        now = self._identity()
-        then = {
-            **self.DEFAULTS,
-            **facts["identity"],
-        }  # a setting that is younger than the state had its default
-        names = [
-            name for name in sorted({*then, *now} - BOOKKEEPING) if then.get(name) != now.get(name)
-        ]
-        if names and not allow_changes:
-            changes = [
-                f"\n  {name}: {then.get(name)} in the state, {now.get(name)} now" for name in names
-            ]
+        then, now = facts["identity"], self.identity()
+        names = sorted({*then, *now} - presets.BOOKKEEPING)
+        changed = [name for name in names if then.get(name) != now.get(name)]
+        if changed and not allow_changes:
+            lines = [f"\n  {name}: {then.get(name)} then, {now.get(name)} now" for name in changed]
             raise ValueError(
-                f"{path} was trained with other settings:{''.join(changes)}\n"
-                "Set them back, choose another folder, or go on all the same with resume(allow_changes=True)."
+                f"{path} was trained with other settings:{''.join(lines)}\n"
+                "Set them back, choose another folder, or pass allow_changes=True to go on."
             )
         try:
-            self._load(tensors, facts)
+            self.load(tensors, facts)
         except (KeyError, RuntimeError) as error:
             raise ValueError(
-                f"{path} is the state of other networks ({error}): choose another folder, or those networks"
+                f"{path} is of other networks ({error}): choose another folder"
             ) from error
-        self.last_state = path
+        self.last_checkpoint = path
         if self.is_main:
-            with self._explained():
-                self.log.rewrite(self.history)
-        self._say(
-            f"Going on from {path.name}: {self.epoch} epochs and {self.batch} batches are done."
+            with checkpoints.explained(self.folder, self.last_checkpoint):
+                checkpoints.rewrite_log(self.folder, self.history)
+        self.say(
+            f"Resumed from {path.name}: {self.epoch} epochs and {self.batch} batches are done."
         )
-        then, now = facts["versions"], self._versions()
-        others = [
-            f"{name} was {then[name]}, is {now[name]}"
-            for name in now
-            if then.get(name, now[name]) != now[name]
-        ]
-        if others:
-            self._say(
-                f"It may come to other last digits than it would have there: {'; '.join(others)}."
+        if facts["versions"] != self.versions():
+            self.say(
+                f"It may not be bit-identical: {facts['versions']} then, {self.versions()} now."
             )
         return True
 
-    def _versions(self):
-        """What, besides the settings, decides how sums are rounded: it may differ when a run goes on, which then says so."""
-        here = dict(device=device_name(self.device), bf16=computes_in_bf16(self.device))
-        here.update(processes=self.accelerator.num_processes)
-        return {"python": sys.version.split()[0], "torch": torch.__version__, **here}
-
-    def _identity(self):
-        """What must be the same for a run to go on as if it had never stopped."""
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to resume as if it had never stopped."""
         data = self.dataset
-        names = json.dumps(
-            [(pair.name, pair.width, pair.height) for pair in data.pairs]
-        )  # wherever its folder lies
-        train_images = (
-            f"{len(data.pairs)} images, {hashlib.sha256(names.encode()).hexdigest()[:16]}"
-        )
-        identity = {**self.config, "train_images": train_images}
-        identity.update(
-            crop_size=data.crop_size, patches_per_image=data.patches_per_image, seed=data.seed
-        )
-        return json.loads(json.dumps(identity))  # as it will be read back: tuples are lists there
+        identity = {**self.settings, "seed": data.seed, "crop_size": data.crop_size}
+        identity["patches_per_image"] = data.patches_per_image
+        identity["train_images"] = f"{len(data.pairs)} images, {data.checksum}"
+        return json.loads(json.dumps(identity))  # as it is read back: tuples become lists
 
-    def _state(self):
-        """All that a run is, as (tensors, facts); on the CPU the tensors are the very ones that are trained."""
-        tensors, (random_tensors, python_random) = {}, states.random_states()
+    def versions(self) -> dict[str, Any]:
+        """What, besides the settings, decides how sums are rounded."""
+        return {
+            "torch": torch.__version__,
+            "device": device_name(self.device),
+            "precision": str(self.precision.dtype),
+            "processes": self.processes.count,
+        }
+
+    def state(self) -> tuple[checkpoints.Tensors, dict[str, Any]]:
+        """All that a run is, as (tensors, facts)."""
+        tensors = checkpoints.pack("ema", self.ema)
         for name, optimizer in self.optimizers.items():
-            tensors.update(states.pack(name, self.bare(name), optimizer))
-        tensors.update(states.pack("ema", self.ema))
-        tensors.update({f"sums.{name}": value for name, value in self._sums.items()})
-        tensors.update({f"random.{name}": value for name, value in random_tensors.items()})
-        # As a tensor, because a file's header has a limit, and a history grows.
-        tensors["history"] = torch.frombuffer(
-            bytearray(json.dumps(self.history).encode()), dtype=torch.uint8
-        )
+            tensors.update(checkpoints.pack(name, self.unwrapped[name], optimizer))
+        tensors.update({f"sums.{name}": value for name, value in self.sums.items()})
+        # As a tensor, because the header of a file has a limit, and a history grows.
+        history = json.dumps(self.history).encode()
+        tensors["history"] = torch.frombuffer(bytearray(history), dtype=torch.uint8)
         facts = dict(
             epoch=self.epoch, batch=self.batch, batches_per_epoch=len(self.loader), step=self.step,
-            seconds=self.seconds, learning_rate_scale=self.learning_rate_scale, identity=self._identity(),
-            python_random=python_random, scaler=self.scaler.state_dict(),
-            versions=self._versions(),
+            seconds=self.seconds,
+            scaler=self.precision.scaler.state_dict(), identity=self.identity(),
+            versions=self.versions(),
         )  # fmt: skip
-        return {name: value.detach().cpu() for name, value in tensors.items()}, facts
+        return tensors, facts
 
-    def _load(self, tensors, facts):
-        # Another optimizer (`allow_changes`) begins anew: averages of the one before mean nothing to it.
-        same_optimizer = facts["identity"].get("optimizer", "adam") == self.config["optimizer"]
+    def load(self, tensors: checkpoints.Tensors, facts: dict[str, Any]) -> None:
+        """Take over what `state` returned. Raises KeyError or RuntimeError for other networks."""
+        # The averages of another optimizer (`allow_changes`) mean nothing: a new one starts.
+        same = facts["identity"]["optimizer"] == self.settings["optimizer"]
         for name, optimizer in self.optimizers.items():
-            states.unpack(tensors, name, self.bare(name), optimizer if same_optimizer else None)
-        states.unpack(tensors, "ema", self.ema)
-        self._for_use = None
-        self._sums = {
-            name: value.to(self.device) for name, value in states.under("sums.", tensors).items()
-        }
-        self._first_bad_step = torch.full_like(self._first_bad_step, -1)
+            checkpoints.unpack(tensors, name, self.unwrapped[name], optimizer if same else None)
+        checkpoints.unpack(tensors, "ema", self.ema)
+        sums = checkpoints.under("sums.", tensors)
+        self.sums = {name: value.to(self.device) for name, value in sums.items()}
+        self.first_bad_step.fill_(-1)
+        self.inference = None
         if facts["scaler"]:
-            self.scaler.load_state_dict(facts["scaler"])
+            self.precision.scaler.load_state_dict(facts["scaler"])
         self.epoch, self.step, self.seconds = facts["epoch"], facts["step"], facts["seconds"]
-        # With another batch size or list (`allow_changes`) an epoch has other batches: go on after the same part of it.
-        batches = facts.get("batches_per_epoch", len(self.loader))
-        self.batch = (
-            facts.get("batch", self.step - self.epoch * batches) * len(self.loader) // batches
+        # With another batch size or list (`allow_changes`): after the same part of the epoch.
+        self.batch = facts["batch"] * len(self.loader) // facts["batches_per_epoch"]
+        self.history = json.loads(tensors["history"].numpy().tobytes())
+        # Validation comes after saving: the log may have a row that the checkpoint lacks.
+        rows = [*self.history["valid"], *checkpoints.read_log(self.folder, "valid")]
+        by_step = {row["step"]: row for row in rows if row["step"] <= self.step}
+        self.history["valid"] = [by_step[step] for step in sorted(by_step)]
+
+    # --- divergence ---
+
+    def check_finite(self) -> None:
+        bad = self.processes.accelerator.gather(self.first_bad_step.reshape(1)).max()
+        if bad >= 0:
+            raise self.diverged("a loss", int(bad))
+
+    def diverged(self, what: str, step: int) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"{what} is not finite at step {step} (epoch {self.epoch + 1}). No checkpoint contains "
+            f"it. Halve learning_rate and build the solver again with allow_changes=True: it resumes "
+            f"from {self.last_checkpoint}."
         )
-        self.learning_rate_scale = facts["learning_rate_scale"]
-        self.history = facts.get("history") or json.loads(tensors["history"].numpy().tobytes())
-        states.set_random_states(states.under("random.", tensors), facts["python_random"])
 
 
-# --- the stages ------------------------------------------------------------------------------------------------------
+# --- the stages -----------------------------------------------------------------------------------
 
 
 class PretrainSolver(Solver):
-    """SRResNet: the generator alone, by mean squared error (paper, equation 4), in the paper's range [-1, 1]."""
+    """SRResNet: the generator alone, by mean squared error (equation 4)."""
 
-    def __init__(self, generator, dataset, config, folder, valid_pairs=None):
-        super().__init__({"generator": generator}, dataset, config, folder, valid_pairs)
-
-    def training_step(self, lr, hr):
+    def training_step(self, lr: Tensor, hr: Tensor) -> Losses:
         content_loss = mse(self.networks["generator"](lr), hr)
         self.update("generator", content_loss)
         return {"content_loss": content_loss}
 
 
 class GANSolver(Solver):
-    """SRGAN: discriminator and generator in turn. The generator comes pre-trained, or (the base mode) as initialised.
+    """SRGAN: discriminator and generator in turn. More settings: `presets.ADVERSARIAL`."""
 
-    Settings besides the solver's:
-        content_loss: "mse", or "vgg54", "vgg22", ...: the squared distance of VGG19's features phi_ij.
-        content_weight: of the content loss, or None for one that fits the features' scale (`losses.CONTENT_WEIGHTS`), or
-            "paper" for the paper's 1/12.75, squared, which does not (`PAPER_CONTENT_WEIGHT`).
-        adversarial_weight: 1e-3 (paper, equation 3).
-        vgg_weights, vgg_pooling: see `VGGFeatures`; with "avg" the content loss draws no checkerboard of its own.
-        frozen_layers: names of the generator's modules that stay as they come; ["upsample", "tail"], the layers that make
-            pixels of features, are not taught to draw a grid then.
-    """
+    DEFAULTS = {**presets.STAGE, **presets.ADVERSARIAL}
 
-    DEFAULTS = {
-        **Solver.DEFAULTS,
-        "content_loss": "vgg54",
-        "content_weight": None,
-        "adversarial_weight": 1e-3,
-        "vgg_weights": None,
-        "vgg_pooling": "max",
-        "frozen_layers": [],
-        "batch_norm_batches": 32,
-    }
+    def prepare(self, networks: dict[str, nn.Module]) -> None:
+        for name in self.settings["frozen_layers"]:
+            if name not in dict(networks["generator"].named_modules()):
+                raise ValueError(f"frozen_layers: the generator has no module {name!r}")
+            networks["generator"].get_submodule(name).requires_grad_(False)
+        names = ("content_loss", "vgg_pooling", "vgg_weights")
+        self.content_loss = make_content_loss(*[self.settings[n] for n in names], self.device)
 
-    def __init__(self, generator, discriminator, dataset, config, folder, valid_pairs=None):
-        for name in config.get(
-            "frozen_layers", ()
-        ):  # before several processes agree on what to exchange
-            if name not in dict(generator.named_modules()):
-                raise ValueError(
-                    f'frozen_layers: the generator has no module "{name}"; it has "upsample", "tail", ...'
-                )
-            generator.get_submodule(name).requires_grad_(False)
-        super().__init__(
-            {"generator": generator, "discriminator": discriminator},
-            dataset,
-            config,
-            folder,
-            valid_pairs,
-        )
-        name, weights, pooling = (
-            self.config[key] for key in ("content_loss", "vgg_weights", "vgg_pooling")
-        )
-        self.content_loss, source = content_loss(name, weights, self.device, pooling)
-        self.config["content_weight"] = content_weight(self.config["content_weight"], name, source)
-        self._warned = set()
-
-    def training_step(self, lr, hr):
+    def training_step(self, lr: Tensor, hr: Tensor) -> Losses:
+        discriminator = self.networks["discriminator"]
         sr = self.networks["generator"](lr)
 
-        # Discriminator: call the photographs real and the generator's images generated. Each kind goes through on its
-        # own, for batch norm's statistics; `detach` because this paragraph must not move the generator.
-        real = self.networks["discriminator"](hr)
-        generated = self.networks["discriminator"](sr.detach())
+        # Discriminator: real images are real, generated ones are not. Two forwards, so that batch
+        # norm takes the statistics of each kind; `detach`, so that the generator gets no gradient.
+        real, generated = discriminator(hr), discriminator(sr.detach())
         discriminator_loss = bce(real, 1.0) + bce(generated, 0.0)
         self.update("discriminator", discriminator_loss)
 
-        # Generator: be called real, and keep the content. The discriminator has just changed, so it looks again; its own
-        # weights need no gradient here, and the bare module none of the synchronisation that goes with one.
-        content = self.config["content_weight"] * self.content_loss(sr, hr)
-        with frozen(self.bare("discriminator")) as judge:
-            adversarial = self.config["adversarial_weight"] * bce(
-                judge(sr), 1.0
-            )  # -log D(G(LR)), paper, equation 6
-        perceptual_loss = content + adversarial
+        # Generator: fool the discriminator, keep the content. The discriminator has changed, so it
+        # runs again. Its own weights need no gradient here, nor the exchange between processes.
+        discriminator = self.unwrapped["discriminator"].requires_grad_(False)
+        adversarial_loss = bce(discriminator(sr), 1.0)  # -log D(G(LR)), equation 6
+        discriminator.requires_grad_(True)
+        content_loss = self.content_loss(sr, hr)  # equation 4 or 5
+        content = self.settings["content_weight"] * content_loss
+        adversarial = self.settings["adversarial_weight"] * adversarial_loss
+        perceptual_loss = content + adversarial  # equation 3
         self.update("generator", perceptual_loss)
 
         return {
             "perceptual_loss": perceptual_loss,
-            "content_loss": content,
-            "adversarial_loss": adversarial,
+            "content_loss": content_loss,
+            "adversarial_loss": adversarial_loss,
             "discriminator_loss": discriminator_loss,
             "d_real": real.sigmoid().mean(),  # D(x)
-            "d_generated": generated.sigmoid().mean(),  # D(G(z))
+            "d_generated": generated.sigmoid().mean(),  # D(G(LR))
+            "content_to_adversarial": content.detach() / adversarial.detach().clamp_min(1e-12),
         }
 
-    def derived(self, row):
-        return {"content_to_adversarial": row["content_loss"] / max(row["adversarial_loss"], 1e-12)}
 
-    def _log(self):
-        shown = super()._log()
-        for cause, message in health(self.history["train"]).items():
-            if self.is_main and cause not in self._warned:  # once each
-                self._warned.add(cause)
-                warnings.warn(message, stacklevel=2)
-        return shown
+# --- a run ----------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def frozen(network):
-    """The network with constant weights: gradients go through it, and none to them."""
-    network.requires_grad_(False)
-    try:
-        yield network
-    finally:
-        network.requires_grad_(True)
+def build_solver(
+    settings: dict[str, Any], stage: str, valid_pairs: ValidPairs = (), allow_changes: bool = False
+) -> Solver:
+    """A stage of a run, resumed where it stopped: `build_solver(...).fit()` trains it to its end.
 
-
-# --- the command line ------------------------------------------------------------------------------------------------
-
-
-def train(settings, allow_changes=False):
-    """The stages of train.ipynb one after the other; in one process, or in each of those that accelerate launched.
-
-    In a notebook with several GPUs: accelerate.notebook_launcher(train, (settings,), num_processes=...).
+    The settings go to <folder>/settings.json.
 
     Args:
-        settings: dict of seed, crop_size, patches_per_image, train_list, valid_list, num_valid_images, folder; pretrain
-            (into <folder>/srresnet); gan and, if wanted, gan_mse (another content loss, for comparison) and base (the
-            base mode): settings for a `GANSolver` and, if they are other than usual, name (into <folder>/<name>),
-            start ("pretrained" or "random") and patches_per_image.
-            generator, discriminator: arguments for `SRResNet` and `Discriminator`.
+        settings: of the run, see `presets.get_settings`.
+        stage: one of settings["stages"]; the stage it starts from must be trained.
         allow_changes: see `Solver.resume`.
+
+    Raises:
+        ValueError: a setting is wrong, or `resume` refuses. FileNotFoundError: no list, no weights.
     """
-    shape, valid_set = settings.get("generator", {}), PairDataset(settings["valid_list"])
-    valid_pairs = [valid_set[i] for i in range(min(settings["num_valid_images"], len(valid_set)))]
-
-    def run(kind, networks, name, config):
-        config, patches = (
-            dict(config),
-            {key: settings[key] for key in ("crop_size", "patches_per_image", "seed")},
-        )
-        patches["patches_per_image"] = config.pop("patches_per_image", patches["patches_per_image"])
-        train_set = PatchDataset(settings["train_list"], **patches)
-        solver = kind(*networks, train_set, config, Path(settings["folder"]) / name, valid_pairs)
-        solver.resume(allow_changes)
-        solver.fit()
-        return solver.for_use()
-
-    seed_everything(settings["seed"])
-    if "pretrain" in settings:
-        pretrained = run(PretrainSolver, [SRResNet(**shape)], "srresnet", settings["pretrain"])
-    usually = dict(
-        gan=dict(name="srgan", start="pretrained"),
-        gan_mse=dict(name="srgan_mse", start="pretrained"),
-        base=dict(name="base", start="random"),
-    )
-    for stage, usual in usually.items():
-        if stage in settings:
-            seed_everything(settings["seed"])
-            config = {**usual, **settings[stage]}
-            name, start = config.pop("name"), config.pop("start")
-            random = SRResNet(**{**shape, "init": "default"})
-            generator = (
-                copy.deepcopy(pretrained).requires_grad_() if start == "pretrained" else random
-            )
-            run(
-                GANSolver,
-                [generator, Discriminator(**settings.get("discriminator", {}))],
-                name,
-                config,
-            )
+    run = presets.check_settings(settings)
+    if stage not in run["stages"]:
+        raise ValueError(f"there is no stage {stage!r}; there are {', '.join(run['stages'])}")
+    config, folder = run["stages"][stage], Path(run["folder"])
+    seed_everything(run["seed"])
+    dataset = PatchDataset(
+        run["train_list"], crop_size=config["crop_size"], seed=run["seed"],
+        patches_per_image=config["patches_per_image"],
+    )  # fmt: skip
+    if stage == "srresnet":
+        networks, kind = {"generator": SRResNet(**run["generator"])}, PretrainSolver
+    else:
+        if config["start"]:
+            generator = load_generator(folder / f"{config['start']}.safetensors")
+        else:
+            generator = SRResNet(**{**run["generator"], "init": "default"})
+        networks = {"generator": generator, "discriminator": Discriminator(**run["discriminator"])}
+        kind = GANSolver
+    solver = kind(networks, dataset, config, folder / stage, valid_pairs)
+    solver.resume(allow_changes)
+    if solver.is_main:
+        with atomic_path(folder / "settings.json") as temporary:
+            temporary.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    return solver
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description="Train SRResNet, then SRGAN, by the settings that train.ipynb wrote."
-    )
+def validation_pairs(settings: dict[str, Any]) -> ValidPairs:
+    """The first `num_valid_images` of the validation list."""
+    return list(islice(PairDataset(settings["valid_list"]), settings["num_valid_images"]))
+
+
+def train(settings: dict[str, Any], allow_changes: bool = False) -> None:
+    """All stages of a run, one after the other, in each process that a launcher started."""
+    valid_pairs = validation_pairs(presets.check_settings(settings))
+    for stage in settings["stages"]:
+        build_solver(settings, stage, valid_pairs, allow_changes).fit()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train all stages of a preset.")
+    parser.add_argument("settings", help="a preset, or a file such as checkpoints/x/settings.json")
     parser.add_argument(
-        "settings", type=Path, help="a JSON file, such as checkpoints/afternoon/settings.json"
-    )
-    parser.add_argument(
-        "--allow-changes",
-        action="store_true",
-        help="go on although settings or images have changed",
+        "--allow-changes", action="store_true", help="resume although settings have changed"
     )
     arguments = parser.parse_args()
-    train(json.loads(arguments.settings.read_text(encoding="utf-8")), arguments.allow_changes)
+    try:
+        train(presets.read_settings(arguments.settings), arguments.allow_changes)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     accelerate.PartialState().destroy_process_group()
 
 

@@ -1,0 +1,202 @@
+"""The settings of every preset, and what each setting may be; trains nothing.
+
+A run is a folder, the lists of its images, and stages that are trained one after the other. The
+stage "srresnet" trains the generator alone; every other stage is adversarial. A preset says only
+what differs from the defaults.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+RUN = dict(  # settings of a whole run
+    about="",  # what to expect, in a sentence
+    folder="checkpoints/mine",  # checkpoints, logs and generators
+    train_list="data/lists/train.csv",
+    valid_list="data/lists/valid.csv",
+    num_valid_images=3,  # validated after each epoch, never trained on
+    seed=0,
+    generator={},  # arguments of SRResNet
+    discriminator={},  # arguments of Discriminator
+    stages={},
+)
+
+STAGE = dict(  # settings of every stage
+    epochs=1,  # one epoch: patches_per_image patches of every training image
+    patches_per_image=100,
+    crop_size=96,  # HR pixels (paper, section 3.2)
+    batch_size=16,  # over all processes (paper)
+    learning_rate=1e-4,  # the paper's; of Adam
+    schedule="constant",  # "cosine": to zero; "tenth": a tenth in the second half (paper, SRGAN)
+    warmup_steps=0,  # the rate grows linearly from zero
+    optimizer="adam",  # "muon": see tools/muon.py
+    ema_decay=0.999,  # of the averaged generator; half-life 693 steps
+    batch_norm_batches=0,  # batches to recompute its batch-norm statistics from; 0: averaged too
+    mixed_precision="no",  # "bf16", "fp16"; "auto": bf16 where the processor computes in it
+    compile=False,  # torch.compile: a minute at the start, then faster steps
+    log_every=20,  # steps between rows of the history; reading a loss synchronises a GPU
+    checkpoint_minutes=10,  # between checkpoints within an epoch
+    keep_last=2,  # checkpoints kept
+    keep_every=0,  # also keep the generator of every k-th epoch; 0: none
+)
+
+ADVERSARIAL = dict(  # more settings of an adversarial stage
+    start="srresnet",  # the stage whose generator it starts from; "": random weights (base mode)
+    content_loss="vgg54",  # "mse", "vgg<i><j>" of VGG19, "vgg16_<i><j>" of VGG16 (equations 4, 5)
+    content_weight=0.5,  # of torchvision's phi_54: content : adversarial starts near 20 : 1
+    adversarial_weight=1e-3,  # paper, equation 3
+    vgg_weights="torchvision",  # "original": Simonyan and Zisserman's; or a file
+    vgg_pooling="max",  # "avg": the content loss draws no checkerboard of its own
+    frozen_layers=[],  # modules of the generator that are not trained, such as "upsample"
+    batch_norm_batches=32,
+)
+
+ONE_OF = dict(
+    schedule=("constant", "cosine", "tenth"),
+    optimizer=("adam", "muon"),
+    mixed_precision=("no", "bf16", "fp16", "auto"),
+    vgg_pooling=("max", "avg"),
+)
+AT_LEAST = dict(epochs=1, patches_per_image=1, crop_size=16, batch_size=1, log_every=1, keep_last=1)
+AT_MOST = dict(ema_decay=1)
+BOOKKEEPING = {  # may change when a run resumes: they do not change what is trained
+    *("log_every", "checkpoint_minutes", "keep_last", "keep_every", "batch_norm_batches")
+}
+
+# What Muon, bfloat16, compilation and the initialisation are worth: report.md, section 5.
+FAST = dict(optimizer="muon", mixed_precision="auto", compile=True)
+INTERPOLATOR = dict(init="interpolator")  # starts as bilinear upsampling: saves hours
+
+PRESETS = dict(
+    quick=dict(
+        about="Ten photographs, minutes: SRResNet at least 1 dB above bicubic on held-out ones.",
+        train_list="data/embedded/lists/train.csv",
+        valid_list="data/embedded/lists/valid.csv",
+        generator=INTERPOLATOR,
+        stages=dict(
+            srresnet=dict(
+                epochs=8,
+                batch_size=4,  # small batches: more steps for the same pixels
+                learning_rate=1e-3,
+                schedule="cosine",
+                warmup_steps=100,
+                optimizer="muon",
+                mixed_precision="auto",
+            ),
+            # The pixel loss needs no download.
+            srgan=dict(patches_per_image=16, batch_size=4, content_loss="mse", content_weight=1.0),
+        ),
+    ),
+    laptop=dict(
+        about="Two CPU cores: SRResNet 31.66 dB on Set5 after two and a half hours, a short SRGAN.",
+        generator=INTERPOLATOR,
+        stages=dict(
+            srresnet=dict(
+                **FAST,
+                epochs=6,
+                batch_size=8,
+                learning_rate=1e-3,
+                schedule="cosine",
+                warmup_steps=200,
+            ),
+            srgan=dict(
+                epochs=2,
+                patches_per_image=4,
+                batch_size=8,
+                schedule="cosine",
+                ema_decay=0.99,  # a short run: half-life 69 steps
+                content_loss="vgg16_53",  # the last features of VGG16, as phi_54 is of VGG19
+                content_weight=0.05,  # for the original weights with average pooling: 20 : 1
+                vgg_weights="original",
+                vgg_pooling="avg",
+                frozen_layers=["upsample", "tail"],  # a young generator would draw a grid
+                mixed_precision="auto",
+            ),
+        ),
+    ),
+    afternoon=dict(
+        about="One GPU, DIV2K: a tenth of the paper's steps; SRResNet above 31.5 dB on Set5.",
+        generator=INTERPOLATOR,
+        stages=dict(
+            srresnet=dict(
+                **FAST, epochs=20, learning_rate=1e-3, schedule="cosine", warmup_steps=1000
+            ),
+            srgan=dict(epochs=4, schedule="tenth"),
+            srgan_mse=dict(epochs=1, schedule="tenth", content_loss="mse", content_weight=1.0),
+            base=dict(start="", content_loss="mse", content_weight=1.0),
+        ),
+    ),
+    paper=dict(  # section 3.2: 1e6 steps, then 1e5 at 1e-4 and 1e5 at 1e-5; 5,000 steps an epoch
+        about="The paper's own recipe, DIV2K: 32.05 dB and 29.40 dB on Set5, as published.",
+        # The paper's content weight, (1/12.75)^2 = 0.0061, belongs to the original weights of
+        # VGG19. With torchvision's it is a hundredth of what is needed: Set5 falls to 25.65 dB.
+        stages=dict(srresnet=dict(epochs=200), srgan=dict(epochs=40, schedule="tenth")),
+    ),
+)
+
+
+def get_settings(preset: str) -> dict[str, Any]:
+    """The settings of a preset, a copy of one's own to change.
+
+    Raises:
+        ValueError: there is no such preset; says which there are.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
+    return copy.deepcopy({**RUN, "folder": f"checkpoints/{preset}", **PRESETS[preset]})
+
+
+def read_settings(source: str | Path) -> dict[str, Any]:
+    """The settings of a preset by its name, or of a JSON file that a run wrote.
+
+    Raises:
+        ValueError: neither a preset nor a readable settings file.
+    """
+    if source in PRESETS or not str(source).endswith(".json"):
+        return get_settings(str(source))
+    try:
+        return json.loads(Path(source).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source} is no settings file that can be read ({error})") from error
+
+
+def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run with all defaults filled in, checked before anything is loaded.
+
+    Raises:
+        ValueError: an unknown name, a wrong type or a value out of range; names the setting.
+    """
+    checked = check(settings, RUN, "the run")
+    for stage, values in checked["stages"].items():
+        checked["stages"][stage] = check_stage(values, stage)
+        start = checked["stages"][stage].get("start")
+        if start and start not in checked["stages"]:
+            raise ValueError(f"{stage}: start is a stage before it, or '' for none; not {start!r}")
+    return checked
+
+
+def check_stage(values: dict[str, Any], stage: str) -> dict[str, Any]:
+    """The settings of a stage with its defaults filled in. Raises as `check_settings`."""
+    return check(values, STAGE if stage == "srresnet" else {**STAGE, **ADVERSARIAL}, stage)
+
+
+def check(values: dict[str, Any], defaults: dict[str, Any], owner: str) -> dict[str, Any]:
+    """`values` over `defaults`, each of its default's type and in its range. Raises ValueError."""
+    unknown = sorted(set(values) - set(defaults))
+    if unknown:
+        raise ValueError(f"{owner} has no setting {unknown}; it has {sorted(defaults)}")
+    for name, value in values.items():
+        kind = type(defaults[name])
+        number = kind in (int, float)
+        right = int if kind is int else (int, float) if kind is float else kind
+        if not isinstance(value, right) or (number and isinstance(value, bool)):
+            raise ValueError(f"{owner}: {name} is a {kind.__name__}, not {value!r}")
+        if name in ONE_OF and value not in ONE_OF[name]:
+            raise ValueError(f"{owner}: {name} is one of {', '.join(ONE_OF[name])}; not {value!r}")
+        if number and not AT_LEAST.get(name, 0) <= value <= AT_MOST.get(name, 1e12):
+            raise ValueError(
+                f"{owner}: {name} is {value}; it is at least {AT_LEAST.get(name, 0)}"
+                + (f" and at most {AT_MOST[name]}" if name in AT_MOST else "")
+            )
+    return copy.deepcopy({**defaults, **values})

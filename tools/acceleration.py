@@ -1,0 +1,128 @@
+"""What makes the networks faster and changes no result: layouts, precision, memory.
+
+Everything here is optional. Tests hold float32 equal to the plain networks up to the order of
+summation, and half precision close to it.
+"""
+
+import ctypes
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def speed_up(network: nn.Module, device: str | torch.device) -> nn.Module:
+    """Move a network to `device` in its fastest form; returns it. Parameters keep their names."""
+    tail = getattr(network, "tail", None)
+    if isinstance(tail, nn.Conv2d):  # an SRResNet
+        # PReLU works on single values, so the shuffle before it can happen after the tail.
+        network.upsample[1][1] = nn.Identity()
+        network.tail = ShuffledConv2d(tail)
+    return network.to(device, memory_format=torch.channels_last)
+
+
+class ShuffledConv2d(nn.Module):
+    """`conv(pixel_shuffle(x, 2))` with the parameters of `conv`, see `convolve_shuffled`."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.weight, self.bias, self.side = conv.weight, conv.bias, conv.kernel_size[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve_shuffled(x, self.weight, self.bias, self.side)
+
+
+def convolve_shuffled(x: Tensor, weight: Tensor, bias: Tensor, side: int) -> Tensor:
+    """conv(pixel_shuffle(x, 2)) without the large shuffled maps: (N, 4C, h, w) -> (N, K, 2h, 2w).
+
+    A convolution on the fine grid is one on the coarse grid, from the four sub-pixels of each map
+    to the four sub-pixels of each output: the same products, summed in another order. Processors
+    are slow at convolutions with three outputs, such as the paper's last (k9n3s1). Twelve outputs
+    of 5 x 5 taps save a sixth of a training step.
+
+    Args:
+        weight, bias: (K, C, side, side) and (K,), of a convolution with stride 1, "same" padding.
+        side: of the kernel, one of 1, 5, 9, ... (a number, so that ONNX export needs no shapes).
+    """
+    out_channels, in_channels = weight.shape[:2]
+    taps = (side + 1) // 2  # on the coarse grid
+    # Output sub-pixel (p, q) sees the fine kernel p rows and q columns further on; a row or column
+    # of zeros fills up. The ONNX exporter can fold `cat` and `stack`, unlike `pad`.
+    row = weight.new_zeros(out_channels, in_channels, 1, side)
+    column = weight.new_zeros(out_channels, in_channels, side + 1, 1)
+    moved = [torch.cat(pair, 2) for pair in ((weight, row), (row, weight))]
+    phases = [torch.cat(pair, 3) for rows in moved for pair in ((rows, column), (column, rows))]
+    weight = torch.stack(phases, 1).reshape(4 * out_channels, in_channels, taps, 2, taps, 2)
+    weight = weight.permute(0, 1, 3, 5, 2, 4).reshape(4 * out_channels, -1, taps, taps)
+    bias = torch.stack(4 * [bias], 1).flatten()
+    return F.pixel_shuffle(F.conv2d(x, weight, bias, padding=taps // 2), 2)
+
+
+class MixedPrecision:
+    """The precision of forward and backward passes; weights and their updates stay float32.
+
+    Args:
+        name: "no" (float32), "bf16", "fp16", or "auto": bf16 where the device computes in it.
+    """
+
+    def __init__(self, name: str, device: torch.device):
+        if name == "auto":
+            name = "bf16" if computes_in_bf16(device) else "no"
+        self.device_type, self.dtype = device.type, PRECISIONS[name]
+        # fp16 has few exponents: scaling keeps small gradients from vanishing.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> torch.autocast:
+        """The context of the forward passes."""
+        return torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None)
+
+    def update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        """One step of `optimizer` on the gradient of `loss`."""
+        optimizer.zero_grad(set_to_none=True)
+        # The backward pass repeats the types of the forward pass by itself.
+        with torch.autocast(self.device_type, enabled=False):
+            self.scaler.scale(loss).backward()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        torch.clear_autocast_cache()  # it holds the weights from before the step
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is fast: GPUs from capability 8.0, CPUs with AVX512_BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` works, which needs a C++ compiler or Triton; warns if not."""
+    try:
+        x = torch.ones(8, device=device, requires_grad=True)
+        torch.compile(lambda x: (2 * x).relu().sum())(x).backward()
+    except Exception as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"torch.compile does not work here ({cause}): going on without", stacklevel=2)
+        return False
+    return True
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory instead of returning it to the system. Call before training.
+
+    A training step on the CPU frees and allocates the same large blocks again and again. glibc maps
+    each one newly and the kernel fills it with zeros: up to 5 times slower. Without glibc this does
+    nothing.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+    try:
+        libc = ctypes.CDLL(None)
+        libc.gnu_get_libc_version  # noqa: B018  (macOS and musl have none)
+    except (TypeError, OSError, AttributeError):
+        return
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

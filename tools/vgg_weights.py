@@ -1,0 +1,84 @@
+"""Where the weights of VGG16 and VGG19 come from: a file in checkpoints/, or a download."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+FOLDER = Path("checkpoints")
+URLS = {
+    16: "https://download.pytorch.org/models/vgg16-397923af.pth",
+    19: "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+}
+ORIGINAL_SCALE = 2  # root mean square of the first layer: original about 10, torchvision below 1
+
+
+def load_vgg_weights(features: nn.Sequential, depth: int, weights: str) -> None:
+    """Load the first layers of a VGG network.
+
+    Args:
+        features: layers, numbered as torchvision's `vgg19().features`.
+        depth: 16 or 19.
+        weights: "torchvision", what its authors trained: a file checkpoints/vgg<depth>*.pth, else
+            the download (about 550 MB, once). "original", Simonyan and Zisserman's own, whose
+            features are larger, so that other content weights belong to them: such a file only.
+            Or the path of any state dict with torchvision's key names.
+
+    Raises:
+        FileNotFoundError: there are none; says what to put where.
+        ValueError: the file lacks layers, or is no state dict.
+    """
+    names = [f"features.{name}" for name in features.state_dict()]
+    if weights in ("torchvision", "original"):
+        state = _find(depth, weights, names)
+    else:
+        state = _read(weights)
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise ValueError(f"{weights} lacks {missing[0]} and {len(missing) - 1} more layers")
+    features.load_state_dict({name.removeprefix("features."): state[name] for name in names})
+
+
+def _find(depth, weights, names):
+    """The state dict of the first file that holds these layers of this origin, or a download."""
+    others = []
+    for path in sorted(FOLDER.glob(f"vgg{depth}*.pth")):
+        state = _read(path)
+        if not set(names) <= set(state):
+            others.append(f"{path.as_posix()} lacks layers")
+        elif _origin(state) == weights:
+            return state
+        else:
+            others.append(f"{path.as_posix()} holds the {_origin(state)} weights")
+    found = f" ({'; '.join(others)})" if others else ""
+    way_out = 'The content loss "mse" needs none.'
+    if weights == "original":
+        raise FileNotFoundError(
+            f"no file {FOLDER.as_posix()}/vgg{depth}*.pth holds the original VGG{depth} weights"
+            f"{found}. Put them there as a state dict with torchvision's key names, or set "
+            f'vgg_weights="torchvision" and a content_weight that fits those. {way_out}'
+        )
+    try:
+        return torch.hub.load_state_dict_from_url(
+            URLS[depth], map_location="cpu", check_hash=True, weights_only=True
+        )
+    except Exception as error:  # no network, no disk, a proxy's page instead of the file
+        raise FileNotFoundError(
+            f"VGG{depth} weights cannot be downloaded ({error}){found}. Put {URLS[depth]} into "
+            f"{FOLDER.as_posix()}/. {way_out}"
+        ) from error
+
+
+def _origin(state):
+    scale = state["features.0.weight"].float().square().mean().sqrt()
+    return "original" if scale > ORIGINAL_SCALE else "torchvision"
+
+
+def _read(path):
+    """A state dict from a file; with `weights_only` a file cannot run code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such VGG weights file") from None
+    except Exception as error:
+        raise ValueError(f"{path} is no readable state dict ({error})") from error
