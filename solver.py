@@ -30,14 +30,15 @@ import presets
 from datasets import PairDataset, PatchDataset, PatchLoader
 from losses import bce, make_content_loss, mse
 from metrics import evaluate, mean
-from models import Discriminator, SRResNet, load_generator, save_generator
+from models import Discriminator, SRResNet, load_generator
 from super_resolve import super_resolve
-from tools import checkpoints  # files with a checksum
+from tools import checkpoints  # the log
 from tools.acceleration import MixedPrecision, can_compile, keep_freed_memory, speed_up
 from tools.diagnostics import diagnose
 from tools.distributed import Processes, deferred_signals
 from tools.muon import Muon
-from utils import atomic_path, device_name, seed_everything
+from tools.resumable import Resumable  # what must survive a stop
+from utils import atomic_path, seed_everything
 
 Losses = dict[str, Tensor]
 ValidPairs = list[tuple[str, np.ndarray, np.ndarray]]  # (name, lr, hr) of whole images, uint8
@@ -49,11 +50,7 @@ SCHEDULES = {  # factor of the learning rate where a part (0 to 1) of the traini
 }
 
 
-class TrainingDiverged(FloatingPointError):
-    """A loss or a weight is infinite or not a number. No checkpoint contains it."""
-
-
-class Solver:
+class Solver(Resumable):
     """Trains networks on patches; keeps a running average of the generator, and everything saved.
 
     What is saved when: a checkpoint, from which training resumes to the bit, before the first step,
@@ -325,153 +322,6 @@ class Solver:
     def say(self, text: str) -> None:
         if self.is_main:
             print(text)
-
-    # --- saving and resuming ---
-
-    def save(self) -> None:
-        """Write the checkpoint and the inference generator. Raises as `fit`."""
-        self.check_finite()
-        # Each process has its own sums, and one checkpoint is written: all go on from their mean.
-        self.sums = self.processes.mean(self.sums)
-        self.last_checkpoint = self.processes.on_main(self.write)
-        self.saved = time.monotonic()
-
-    def write(self) -> Path:
-        if self.last_checkpoint is None and checkpoints.files(self.folder):
-            raise FileExistsError(
-                f"{self.folder} holds the checkpoints of an earlier training: call resume() before "
-                "fit(), or choose another folder"
-            )
-        tensors, facts = self.state()
-        for name, value in tensors.items():
-            if value.is_floating_point() and not value.isfinite().all():
-                raise self.diverged(name, self.step)
-        generator_files = [Path(f"{self.folder}.safetensors")] if self.step else []
-        every = self.settings["keep_every"]
-        if every and self.epoch and self.batch == 0 and self.epoch % every == 0:
-            generator_files.append(self.folder / f"epoch-{self.epoch:03d}.safetensors")
-        with checkpoints.explained(self.folder, self.last_checkpoint):
-            # The generator first: where there is a checkpoint of the end, its generator is there.
-            for path in generator_files:
-                save_generator(
-                    path, self.inference_generator(), stage=self.folder.name, step=self.step,
-                    epoch=self.epoch, seconds=round(self.seconds), settings=self.settings,
-                    device=device_name(self.device), images=len(self.dataset.pairs),
-                )  # fmt: skip
-            keep = self.settings["keep_last"]
-            return checkpoints.save(self.folder, self.step, tensors, facts, keep)
-
-    def resume(self, allow_changes: bool = False) -> bool:
-        """Resume from the latest valid checkpoint in the folder. Returns whether there was one.
-
-        Args:
-            allow_changes: resume although settings or training images have changed.
-
-        Raises:
-            ValueError: they have and it was not allowed; the checkpoint is of other networks; or no
-                checkpoint is valid.
-        """
-        found = self.processes.on_main(checkpoints.read_latest, self.folder)
-        if found is None:
-            return False
-        path, tensors, facts = found
-        then, now = facts["identity"], self.identity()
-        names = sorted({*then, *now} - presets.BOOKKEEPING)
-        changed = [name for name in names if then.get(name) != now.get(name)]
-        if changed and not allow_changes:
-            lines = [f"\n  {name}: {then.get(name)} then, {now.get(name)} now" for name in changed]
-            raise ValueError(
-                f"{path} was trained with other settings:{''.join(lines)}\n"
-                "Set them back, choose another folder, or pass allow_changes=True to go on."
-            )
-        try:
-            self.load(tensors, facts)
-        except (KeyError, RuntimeError) as error:
-            raise ValueError(
-                f"{path} is of other networks ({error}): choose another folder"
-            ) from error
-        self.last_checkpoint = path
-        if self.is_main:
-            with checkpoints.explained(self.folder, self.last_checkpoint):
-                checkpoints.rewrite_log(self.folder, self.history)
-        self.say(
-            f"Resumed from {path.name}: {self.epoch} epochs and {self.batch} batches are done."
-        )
-        if facts["versions"] != self.versions():
-            self.say(
-                f"It may not be bit-identical: {facts['versions']} then, {self.versions()} now."
-            )
-        return True
-
-    def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to resume as if it had never stopped."""
-        data = self.dataset
-        identity = {**self.settings, "seed": data.seed, "crop_size": data.crop_size}
-        identity["patches_per_image"] = data.patches_per_image
-        identity["train_images"] = f"{len(data.pairs)} images, {data.checksum}"
-        return json.loads(json.dumps(identity))  # as it is read back: tuples become lists
-
-    def versions(self) -> dict[str, Any]:
-        """What, besides the settings, decides how sums are rounded."""
-        return {
-            "torch": torch.__version__,
-            "device": device_name(self.device),
-            "precision": str(self.precision.dtype),
-            "processes": self.processes.count,
-        }
-
-    def state(self) -> tuple[checkpoints.Tensors, dict[str, Any]]:
-        """All that a run is, as (tensors, facts)."""
-        tensors = checkpoints.pack("ema", self.ema)
-        for name, optimizer in self.optimizers.items():
-            tensors.update(checkpoints.pack(name, self.unwrapped[name], optimizer))
-        tensors.update({f"sums.{name}": value for name, value in self.sums.items()})
-        # As a tensor, because the header of a file has a limit, and a history grows.
-        history = json.dumps(self.history).encode()
-        tensors["history"] = torch.frombuffer(bytearray(history), dtype=torch.uint8)
-        facts = dict(
-            epoch=self.epoch, batch=self.batch, batches_per_epoch=len(self.loader), step=self.step,
-            seconds=self.seconds,
-            scaler=self.precision.scaler.state_dict(), identity=self.identity(),
-            versions=self.versions(),
-        )  # fmt: skip
-        return tensors, facts
-
-    def load(self, tensors: checkpoints.Tensors, facts: dict[str, Any]) -> None:
-        """Take over what `state` returned. Raises KeyError or RuntimeError for other networks."""
-        # The averages of another optimizer (`allow_changes`) mean nothing: a new one starts.
-        same = facts["identity"]["optimizer"] == self.settings["optimizer"]
-        for name, optimizer in self.optimizers.items():
-            checkpoints.unpack(tensors, name, self.unwrapped[name], optimizer if same else None)
-        checkpoints.unpack(tensors, "ema", self.ema)
-        sums = checkpoints.under("sums.", tensors)
-        self.sums = {name: value.to(self.device) for name, value in sums.items()}
-        self.first_bad_step.fill_(-1)
-        self.inference = None
-        if facts["scaler"]:
-            self.precision.scaler.load_state_dict(facts["scaler"])
-        self.epoch, self.step, self.seconds = facts["epoch"], facts["step"], facts["seconds"]
-        # With another batch size or list (`allow_changes`): after the same part of the epoch.
-        self.batch = facts["batch"] * len(self.loader) // facts["batches_per_epoch"]
-        self.history = json.loads(tensors["history"].numpy().tobytes())
-        # Validation comes after saving: the log may have a row that the checkpoint lacks.
-        rows = [*self.history["valid"], *checkpoints.read_log(self.folder, "valid")]
-        by_step = {row["step"]: row for row in rows if row["step"] <= self.step}
-        self.history["valid"] = [by_step[step] for step in sorted(by_step)]
-
-    # --- divergence ---
-
-    def check_finite(self) -> None:
-        bad = self.processes.accelerator.gather(self.first_bad_step.reshape(1)).max()
-        if bad >= 0:
-            raise self.diverged("a loss", int(bad))
-
-    def diverged(self, what: str, step: int) -> TrainingDiverged:
-        return TrainingDiverged(
-            f"{what} is not finite at step {step} (epoch {self.epoch + 1}). No checkpoint contains "
-            f"it. Halve learning_rate and build the solver again with allow_changes=True: it resumes "
-            f"from {self.last_checkpoint}."
-        )
 
 
 # --- the stages -----------------------------------------------------------------------------------
