@@ -15,6 +15,10 @@ RUN = dict(  # settings of a whole run
     folder="checkpoints/mine",  # checkpoints, logs and generators
     train_list="data/lists/train.csv",
     valid_list="data/lists/valid.csv",
+    test_lists=[
+        f"data/lists/{name}.csv" for name in ("Set5", "Set14", "B100", "Urban100", "DIV2K_valid")
+    ],  # the first one is shown, too
+    results="results",  # tables and pictures
     num_valid_images=3,  # validated after each epoch, never trained on
     seed=0,
     generator={},  # arguments of SRResNet
@@ -52,6 +56,8 @@ ADVERSARIAL = dict(  # more settings of an adversarial stage
     batch_norm_batches=32,
 )
 
+METHODS = dict(srresnet="SRResNet", srgan="SRGAN", srgan_mse="SRGAN-MSE", base="base mode")
+
 ONE_OF = dict(
     schedule=("constant", "cosine", "tenth"),
     optimizer=("adam", "muon"),
@@ -73,6 +79,8 @@ PRESETS = dict(
         about="Ten photographs, minutes: SRResNet at least 1 dB above bicubic on held-out ones.",
         train_list="data/embedded/lists/train.csv",
         valid_list="data/embedded/lists/valid.csv",
+        test_lists=["data/embedded/lists/embedded_test.csv"],
+        results="results/quick",
         generator=INTERPOLATOR,
         stages=dict(
             srresnet=dict(

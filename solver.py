@@ -38,7 +38,7 @@ from tools.diagnostics import diagnose
 from tools.distributed import Processes, deferred_signals
 from tools.muon import Muon
 from tools.resumable import Resumable  # what must survive a stop
-from utils import atomic_path, seed_everything
+from utils import atomic_path, pick_device, seed_everything
 
 Losses = dict[str, Tensor]
 ValidPairs = list[tuple[str, np.ndarray, np.ndarray]]  # (name, lr, hr) of whole images, uint8
@@ -428,6 +428,21 @@ def build_solver(
 def validation_pairs(settings: dict[str, Any]) -> ValidPairs:
     """The first `num_valid_images` of the validation list."""
     return list(islice(PairDataset(settings["valid_list"]), settings["num_valid_images"]))
+
+
+def load_generators(settings: dict[str, Any]) -> dict[str, SRResNet]:
+    """{method: inference generator} of the trained stages; prints which are not trained."""
+    generators = {}
+    for stage in settings["stages"]:
+        method, path = (
+            presets.METHODS.get(stage, stage),
+            Path(settings["folder"], f"{stage}.safetensors"),
+        )
+        if path.is_file():
+            generators[method] = load_generator(path, pick_device())
+        else:
+            print(f"{method}: {path.as_posix()} is not there; train.ipynb makes it")
+    return generators
 
 
 def train(settings: dict[str, Any], allow_changes: bool = False) -> None:
