@@ -1,16 +1,15 @@
 """From a CSV list to (LR, HR): pairs to test on, patches to train on. It makes no lists.
 
-How a patch gets from the PNG file to the batch: `PatchDataset.pixels` is every image, decoded once;
-`PatchDataset.plan` draws the patches of an epoch; `PatchDataset.patches` cuts them out of the
-pixels; `PatchLoader.epoch` makes batches of them.
+How a patch gets from its PNG file to the batch: `PatchDataset.pixels` holds every image, decoded
+once; `PatchDataset.plan` draws the patches of an epoch; `PatchDataset.patches` cuts a batch of them
+out of the pixels; `PatchLoader.epoch` yields the batches.
 """
 
 import csv
 import hashlib
 import json
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -23,7 +22,6 @@ from torch.utils.data import Dataset
 from tools.pixel_store import open_store  # decoding that survives interruptions
 from utils import SCALE, read_image
 
-COLUMNS = ["hr", "lr", "width", "height"]
 MAKE_LISTS = "make the lists again: python create_data_lists.py"
 SPARE_GPU_MEMORY = 4 * 2**30  # bytes, for networks and activations: enough for the paper's batches
 
@@ -47,41 +45,32 @@ def read_list(list_file: str | Path) -> list[Pair]:
     Raises FileNotFoundError if the list, or an image in it, does not exist; ValueError if the list
     is empty or malformed.
     """
-    here = f"current folder: {Path.cwd()}"
+    here = f"(current folder: {Path.cwd()})"
     if not Path(list_file).is_file():
-        raise FileNotFoundError(f"{list_file}: no such list ({here}); {MAKE_LISTS}")
+        raise FileNotFoundError(f"{list_file}: no such list {here}; {MAKE_LISTS}")
     # -sig: spreadsheets put a byte order mark in front
     with open(list_file, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if sorted(reader.fieldnames or []) != sorted(COLUMNS):
+        rows = csv.DictReader(file)
+        try:
+            pairs = [Pair(r["hr"], r["lr"], int(r["width"]), int(r["height"])) for r in rows]
+        except (KeyError, TypeError, ValueError):
             raise ValueError(
-                f"{list_file}: has the columns {reader.fieldnames}, not {COLUMNS}; {MAKE_LISTS}"
-            )
-        pairs = []
-        for row in reader:
-            try:
-                pair = Pair(row["hr"], row["lr"], int(row["width"]), int(row["height"]))
-            except (TypeError, ValueError):
-                pair = None
-            if pair is None or not (pair.hr and pair.lr) or None in row:  # None: too many values
-                raise ValueError(
-                    f"{list_file}, line {reader.line_num}: expected two paths and two whole "
-                    f"numbers, got {list(row.values())}; {MAKE_LISTS}"
-                )
-            pairs.append(pair)
+                f"{list_file}, line {rows.line_num}: expected the columns hr, lr (paths), width "
+                f"and height (whole numbers); {MAKE_LISTS}"
+            ) from None
     if not pairs:
         raise ValueError(f"{list_file}: lists no images; {MAKE_LISTS}")
     for path in (path for pair in pairs for path in (pair.hr, pair.lr)):
         if not os.path.isfile(path):
             raise FileNotFoundError(
-                f"{path}: no such file, though {list_file} lists it ({here}; paths are relative to "
-                f"the folder that the list was made in); {MAKE_LISTS}"
+                f"{path}: no such file, though {list_file} lists it; paths are relative to the "
+                f"folder that the list was made in {here}; {MAKE_LISTS}"
             )
     return pairs
 
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """(lr, hr), uint8 RGB, (h, w, 3) and (4h, 4w, 3): HR is cut to it at its bottom and right.
+    """(lr, hr), uint8 RGB, (h, w, 3) and (4h, 4w, 3): HR is cut to that at its bottom and right.
 
     Raises ValueError if a file has another size than its list says, else what `read_image` raises.
     """
@@ -97,7 +86,7 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
 
 
 class PairDataset(Dataset):
-    """Whole images to validate and test on: item i is (name, lr, hr), arrays as of `read_pair`."""
+    """Whole images to validate and test on: item i is (name, lr, hr), see `read_pair`."""
 
     def __init__(self, list_file: str | Path):
         self.pairs = read_list(list_file)
@@ -117,17 +106,17 @@ class Plan(NamedTuple):
     left: np.ndarray
     flip: np.ndarray  # 0 to 7: bit 0 mirrors left-right, bit 1 top-bottom, then bit 2 transposes
 
-    def rows(self, chosen: slice | list[int]) -> "Plan":
+    def rows(self, chosen: slice | Sequence[int]) -> "Plan":
         return Plan(*(column[chosen] for column in self))
 
 
 class PatchDataset(Dataset):
-    """Random patches to train on: `patches_per_image` of every image of the list are an epoch.
+    """Random patches to train on: an epoch is `patches_per_image` of every image of the list.
 
     Item i is patch i of epoch 0: (lr, hr), float32 RGB in [0, 1], (3, c/4, c/4) and (3, c, c) for
-    crop_size c. Images are decoded when the first patch is asked for, into a folder of `cache`.
+    crop_size c. The images are decoded into `cache` when pixels are first asked for.
 
-    Raises ValueError for a crop_size that is not a multiple of 4 or larger than an image, and what
+    Raises ValueError if crop_size is not a multiple of 4 or larger than an image, and what
     `read_list` raises.
     """
 
@@ -141,8 +130,7 @@ class PatchDataset(Dataset):
         cache: str | Path = "data/cache",
     ):
         self.crop_size, self.patches_per_image, self.seed = crop_size, patches_per_image, seed
-        self.cache = Path(cache)
-        self.pairs = read_list(list_file)
+        self.pairs, self.cache = read_list(list_file), Path(cache)
         if crop_size < SCALE or crop_size % SCALE:
             raise ValueError(f"crop_size must be a positive multiple of {SCALE}, got {crop_size}")
         for pair in self.pairs:
@@ -151,60 +139,56 @@ class PatchDataset(Dataset):
                     f"{pair.hr}: {pair.width} x {pair.height} pixels are too few for patches of "
                     f"{crop_size}; take a smaller crop_size, or leave it out of {list_file}"
                 )
-        # (n, 2): height and width of the LR images
         self.lr_sizes = np.array([(p.height // SCALE, p.width // SCALE) for p in self.pairs])
-        # (n, 2): pixels of HR and LR of each image, in the order of the store
-        self._counts = self.lr_sizes.prod(axis=1)[:, None] * [SCALE**2, 1]
-        # (n, 2): where they begin in `pixels`
-        self._starts = self._counts.cumsum().reshape(-1, 2) - self._counts
+        lr_pixels = self.lr_sizes.prod(axis=1)
+        self.num_pixels = lr_pixels * (SCALE**2 + 1)  # of HR and LR together, per image
+        hr_start = self.num_pixels.cumsum() - self.num_pixels
+        self.starts = {SCALE: hr_start, 1: hr_start + lr_pixels * SCALE**2}  # where in `pixels`
 
     def __len__(self) -> int:
         return self.patches_per_image * len(self.pairs)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        lr, hr = self.patches(self._first_plan.rows([i]))
+        lr, hr = self.patches(self.first_plan.rows([i]))
         return to_float(lr)[0], to_float(hr)[0]
 
     @cached_property
-    def _first_plan(self):
+    def first_plan(self) -> Plan:
         return self.plan(0)
 
-    # Decode: every image once
-
     @cached_property
-    def _store(self):
-        # A changed file changes the folder's name, so the pixels in it are never out of date.
-        files = [os.stat(path) for pair in self.pairs for path in (pair.hr, pair.lr)]
-        key = json.dumps([2, self.pairs, [(file.st_size, file.st_mtime_ns) for file in files]])
-        folder = self.cache / hashlib.sha256(key.encode()).hexdigest()[:16]
+    def store(self) -> tuple[Path, list[int]]:
+        """The file with all pixels, decoded and checked, and each image's CRC-32."""
+        # The folder's name tells the files and their dates: its pixels are never out of date.
+        stats = [os.stat(path) for pair in self.pairs for path in (pair.hr, pair.lr)]
+        files = json.dumps([self.pairs, [(stat.st_size, stat.st_mtime_ns) for stat in stats]])
+        folder = self.cache / hashlib.sha256(files.encode()).hexdigest()[:16]
 
         def decode(i):
             lr, hr = read_pair(self.pairs[i])
             return np.concatenate([hr.ravel(), lr.ravel()])
 
-        sizes = (self._counts.sum(axis=1) * 3).tolist()
-        return open_store(folder, [pair.hr for pair in self.pairs], sizes, decode)
+        names, sizes = [pair.hr for pair in self.pairs], (3 * self.num_pixels).tolist()
+        return folder / "pixels.bin", open_store(folder, names, sizes, decode)
 
     @cached_property
     def pixels(self) -> torch.Tensor:
-        """All pixels, uint8 (number of pixels, 3): HR then LR, row after row, image after image.
+        """All pixels, uint8 (number of pixels, 3): HR then LR, row by row, image after image.
 
-        The system reads them from the disk when they are used, and keeps what fits into memory.
+        A memory-mapped file: the system reads from the disk what is used, when it is used.
         """
-        pixels = np.memmap(self._store[0], np.uint8, "r")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            return torch.from_numpy(pixels).view(-1, 3)
+        size = 3 * int(self.num_pixels.sum())
+        # shared: a private mapping needs as much free memory as the file is large.
+        flat = torch.from_file(str(self.store[0]), shared=True, size=size, dtype=torch.uint8)
+        return flat.view(-1, 3)
 
     @cached_property
     def checksum(self) -> str:
-        """Identifies the images by their pixels, wherever they lie: 16 hexadecimal digits."""
-        return hashlib.sha256(str(self._store[1]).encode()).hexdigest()[:16]
-
-    # Draw: which patches are an epoch
+        """Identifies the images by their pixels, not by paths or dates: 16 hexadecimal digits."""
+        return hashlib.sha256(str(self.store[1]).encode()).hexdigest()[:16]
 
     def plan(self, epoch: int) -> Plan:
-        """The patches of an epoch (0, 1, ...), a function of the list, the seed and the epoch.
+        """The patches of an epoch (0, 1, ...); they depend on the list, the seed and the epoch.
 
         An epoch consists of rounds, each of which visits every image once, in random order. All
         positions and orientations are equally likely.
@@ -216,44 +200,42 @@ class PatchDataset(Dataset):
         top, left = random.integers(0, self.lr_sizes[image] - crop, endpoint=True).T
         return Plan(image, top, left, random.integers(0, 8, len(image)))
 
-    # Cut: one gather a batch
-
     def patches(
         self, plan: Plan, pixels: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(lr, hr) of some rows of a plan, uint8, (N, c/4, c/4, 3) and (N, c, c, 3).
 
-        pixels: a copy of `pixels` on another device; the patches are cut and stay there.
+        pixels: a copy of `self.pixels` on another device, to cut the patches there.
         """
         pixels = self.pixels if pixels is None else pixels
         return self._cut(plan, pixels, 1), self._cut(plan, pixels, SCALE)
 
     def _cut(self, plan, pixels, scale):
-        # A patch is three numbers: where its first pixel lies in `pixels`, and how far off the next
-        # pixel below and the next one to the right are: an image's width, and 1. A patch that is
-        # mirrored begins at its right edge and goes to the left, -1; one that is upside down begins
-        # at its last row and goes up, -width; transposing lets below and right change places.
+        # A patch is three numbers: where its first pixel lies in `pixels`, and how far from a pixel
+        # the ones below and to the right of it lie: `width` and 1. A patch that is mirrored begins
+        # at its right edge, and right is -1; one that is upside down begins at its last row, and
+        # below is -width; in a transposed one below and right change places.
         side = self.crop_size // SCALE * scale
         width = self.lr_sizes[plan.image, 1] * scale
-        start = self._starts[plan.image, int(scale == 1)] + plan.top * scale * width
-        start += plan.left * scale
-        mirrored, upside_down, transposed = (plan.flip & bit > 0 for bit in (1, 2, 4))
-        start += np.where(mirrored, side - 1, 0) + np.where(upside_down, (side - 1) * width, 0)
-        right, down = np.where(mirrored, -1, 1), np.where(upside_down, -width, width)
-        down, right = np.where(transposed, right, down), np.where(transposed, down, right)
+        mirrored, upside_down, transposed = plan.flip & 1, plan.flip >> 1 & 1, plan.flip >> 2
+        y = plan.top * scale + upside_down * (side - 1)
+        x = plan.left * scale + mirrored * (side - 1)
+        start = self.starts[scale][plan.image] + y * width + x
+        below, right = width * (1 - 2 * upside_down), 1 - 2 * mirrored
+        below, right = np.where(transposed, (right, below), (below, right))
 
-        # 32 bits where they suffice: half the work. non_blocking: the CPU does not wait for a GPU.
+        # 32 bits, where they suffice, halve the work; non_blocking: the CPU waits for no GPU.
         dtype = torch.int32 if len(pixels) < 2**31 else torch.int64
-        patches = torch.from_numpy(np.stack([start, down, right])).to(dtype)
-        start, down, right = patches.to(pixels.device, non_blocking=True)[:, :, None, None]
+        table = torch.from_numpy(np.stack([start, below, right])).to(dtype)
+        start, below, right = table.to(pixels.device, non_blocking=True)[:, :, None, None]
         steps = torch.arange(side, dtype=dtype, device=pixels.device)
-        index = start + down * steps[:, None] + right * steps  # (N, side, side)
+        index = start + below * steps[:, None] + right * steps  # (N, side, side)
         return pixels.index_select(0, index.flatten()).view(*index.shape, 3)
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
     """uint8 (N, H, W, 3) -> float32 in [0, 1], (N, 3, H, W), channels last in memory."""
-    return images.permute(0, 3, 1, 2).float().div_(255)
+    return images.permute(0, 3, 1, 2) / 255
 
 
 class PatchLoader:
@@ -276,10 +258,7 @@ class PatchLoader:
         world_size: int = 1,
     ):
         if batch_size < 1 or batch_size % world_size:
-            raise ValueError(
-                f"batch_size must be a positive multiple of the {world_size} processes, "
-                f"got {batch_size}"
-            )
+            raise ValueError(f"batch_size must be a multiple of {world_size}, got {batch_size}")
         self.dataset, self.batch_size, self.device = dataset, batch_size, torch.device(device)
         self.rank, self.world_size = rank, world_size
         self.num_patches = len(dataset) // world_size * world_size
@@ -289,17 +268,14 @@ class PatchLoader:
 
     @cached_property
     def pixels(self) -> torch.Tensor:
-        """The dataset's pixels: on the GPU if it has room for them, else where they are."""
+        """The dataset's pixels: in the GPU's memory if there is room, else where they are."""
         pixels = self.dataset.pixels
         if self.device.type != "cuda":
             return pixels
-        free, _ = torch.cuda.mem_get_info(self.device)
-        fits = pixels.numel() + SPARE_GPU_MEMORY <= free
-        print(
-            f"The images take {pixels.numel() / 1e9:.2f} GB and {self.device} has "
-            f"{free / 1e9:.1f} GB free: "
-            + ("they are kept there." if fits else "patches are cut on the CPU.")
-        )
+        size, (free, _) = pixels.numel(), torch.cuda.mem_get_info(self.device)
+        fits = size + SPARE_GPU_MEMORY <= free
+        way = "they are kept there" if fits else "patches are cut on the CPU"
+        print(f"The images take {size / 1e9:.2f} GB, {self.device} has {free / 1e9:.1f} GB: {way}.")
         return pixels.to(self.device) if fits else pixels
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -308,8 +284,8 @@ class PatchLoader:
         Each is (lr, hr), float32 RGB in [0, 1], (N, 3, c/4, c/4) and (N, 3, c, c).
         """
         plan = self.dataset.plan(epoch)
-        for begin in range(start * self.batch_size, self.num_patches, self.batch_size):
-            end = min(begin + self.batch_size, self.num_patches)
-            mine = plan.rows(slice(begin + self.rank, end, self.world_size))
+        for first in range(start * self.batch_size, self.num_patches, self.batch_size):
+            last = min(first + self.batch_size, self.num_patches)
+            mine = plan.rows(slice(first + self.rank, last, self.world_size))
             lr, hr = self.dataset.patches(mine, self.pixels)
             yield to_float(lr.to(self.device)), to_float(hr.to(self.device))

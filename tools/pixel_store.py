@@ -18,74 +18,63 @@ SPARE_DISK = 256 * 2**20  # bytes left free beside the store
 
 def open_store(
     folder: Path, names: Sequence[str], sizes: Sequence[int], decode: Callable[[int], np.ndarray]
-) -> tuple[Path, list[int]]:
-    """Check `folder/pixels.bin` and decode what it lacks: (its path, the CRC-32 of every image).
+) -> list[int]:
+    """Check `folder/pixels.bin`, decode what it lacks, and return the CRC-32 of every image.
 
-    The file holds decode(0), decode(1), ... one after the other: uint8 arrays of `sizes` bytes,
-    called `names` in messages. `folder/checksums.txt` has a line for every image that is done: its
-    index and its CRC-32. An image without a line, or with other pixels than its line says, is
-    decoded again. So a run that was killed goes on where it was, and damage on the disk is
-    repaired. Several processes may call this at once: one decodes, the others wait.
+    The file holds decode(0), decode(1), ... one after the other, each `sizes[i]` bytes; `names`
+    are for messages. Beside it, `checksums.txt` has a line for every image that is done: index and
+    CRC-32. An image without a line, or with other pixels than its line says, is decoded again. So
+    a run that was killed goes on where it was, and damage on the disk is repaired. Several
+    processes may call this at once: one decodes, the others wait.
 
-    Raises:
-        OSError: the disk is too full.
+    Raises OSError if the disk is too full, and what `decode` raises.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pixels, checksums = folder / "pixels.bin", folder / "checksums.txt"
     starts = np.cumsum([0, *sizes]).tolist()
 
-    def checksum(i):
-        with open(pixels, "rb") as file:
-            file.seek(starts[i])
-            return zlib.crc32(file.read(sizes[i]))
-
-    def fill(i):
-        block = decode(i)
+    def ensure(i):
         with open(pixels, "r+b") as file:
             file.seek(starts[i])
+            if i in done:
+                if zlib.crc32(file.read(sizes[i])) == done[i]:
+                    return done[i]
+                warnings.warn(
+                    f"{pixels}: {names[i]} is damaged there: decoding it again", stacklevel=1
+                )
+                file.seek(starts[i])
+            block = decode(i)
             file.write(block)
         return zlib.crc32(block)
 
-    # Threads, because Pillow, zlib and the disk work while Python does something else.
+    # Threads: Pillow, zlib and the disk work while Python does something else.
     with FileLock(folder / "lock"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        checksums.touch()
+        lines = re.findall(r"^(\d+) ([0-9a-f]{8})$", checksums.read_text(), re.MULTILINE)
+        done = {int(i): int(crc, 16) for i, crc in lines}
+        missing = [size for i, size in enumerate(sizes) if i not in done]
+        if missing:
+            _check_disk(folder, len(missing), sum(missing))
         pixels.touch()
         if pixels.stat().st_size != starts[-1]:
-            os.truncate(pixels, starts[-1])  # its full size from the start: every image has a place
-        done = _read_checksums(checksums, len(sizes))
-        found = tqdm(pool.map(checksum, done), "check", len(done), unit="image", delay=3)
-        damaged = {i for i, crc in zip(done, found, strict=True) if crc != done[i]}
-        for i in damaged:
-            warnings.warn(
-                f"{pixels}: the pixels of {names[i]} are damaged: decoding it again", stacklevel=2
-            )
-        missing = [i for i in range(len(sizes)) if i in damaged or i not in done]
-        if missing:
-            _check_space(folder, len(missing), sum(sizes[i] for i in missing))
-            with open(checksums, "a") as lines:
-                decoded = tqdm(pool.map(fill, missing), "decode", len(missing), unit="image")
-                for i, crc in zip(missing, decoded, strict=True):
-                    done[i] = crc
-                    lines.write(f"{i} {crc:08x}\n")
-                    lines.flush()
-    return pixels, [done[i] for i in range(len(sizes))]
+            os.truncate(pixels, starts[-1])  # the full size at once: every image has its place
+        crcs = []
+        with open(checksums, "a") as log:
+            images = tqdm(pool.map(ensure, range(len(sizes))), "images", len(sizes), delay=2)
+            for i, crc in enumerate(images):
+                crcs.append(crc)
+                if crc != done.get(i):
+                    log.write(f"{i} {crc:08x}\n")
+                    log.flush()
+    return crcs
 
 
-def _read_checksums(path, count):
-    """{index: CRC-32}: the last line of each image; lines that are not whole are left out."""
-    text = path.read_text() if path.exists() else ""
-    lines = re.findall(r"^(\d+) ([0-9a-f]{8})$", text, re.MULTILINE)
-    return {int(i): int(crc, 16) for i, crc in lines if int(i) < count}
-
-
-def _check_space(folder, count, missing):
+def _check_disk(folder, count, size):
     free = shutil.disk_usage(folder).free
-    print(
-        f"Decoding {count} images once into {folder.as_posix()}: {missing / 1e9:.2f} GB, "
-        f"{free / 1e9:.1f} GB free. Folders in {folder.parent.as_posix()} that are not in use "
-        "may be deleted."
-    )
-    if missing + SPARE_DISK > free:
+    needs = f"{size / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left"
+    print(f"Decoding {count} images once into {folder.as_posix()}: {needs}.")
+    if size + SPARE_DISK > free:
         raise OSError(
-            f"{folder}: the decoded images need {missing / 1e9:.2f} GB and the disk has "
-            f"{free / 1e9:.2f} GB left; delete old folders in {folder.parent}, or free some space"
+            f"{folder}: the decoded images need {needs}; delete folders in {folder.parent} that "
+            "are not in use, or free some space elsewhere"
         )
