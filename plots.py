@@ -1,166 +1,169 @@
-"""Pictures of a training, for notebooks: curves of its history, samples of its progress; trains and measures nothing."""
+"""Pictures for notebooks: images side by side, a training's curves and samples; trains nothing."""
 
 import io
 import math
+from pathlib import Path
 
 import numpy as np
-from IPython.display import Image, display
+from IPython.display import Image as NotebookImage
+from IPython.display import display
 from matplotlib.figure import Figure
-from PIL import Image as PillowImage
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from imresize import imresize
-from losses import HEALTHY_RATIO
-from utils import atomic_path, compare, to_array
+from metrics import psnr, ssim
+from tools.diagnostics import HEALTHY_RATIO
+from utils import SCALE, atomic_path, to_array
 
+NEAREST = Image.Resampling.NEAREST
 LOW, HIGH = HEALTHY_RATIO
-
-# What belongs into one panel: (title, columns of the history's rows, logarithmic?)
-PANELS = [
-    ("losses", ["content_loss", "adversarial_loss"], True),
-    ("discriminator's loss", ["discriminator_loss"], False),
-    (
-        "D(x) of photographs, D(G(z)) of generated images\n(healthy: apart, and not at 1 and 0 for long)",
-        ["d_real", "d_generated"],
-        False,
-    ),
-    (
-        f"content : adversarial\n(healthy: {LOW} to {HIGH}, about 20 after pre-training)",
-        ["content_to_adversarial"],
-        True,
-    ),
-    ("validation PSNR in dB (Y)", ["psnr"], False),
-]
+GAP, LINE = 8, 18  # pixels: beside an image and below its label; each line of the label
+PANELS = {  # of `plot_history`; title: columns of the history
+    "losses of the generator": ["content_loss", "adversarial_loss", "perceptual_loss"],
+    "loss of the discriminator": ["discriminator_loss"],
+    "output of the discriminator\n(healthy: apart, but not 1 and 0)": ["d_real", "d_generated"],
+    f"content : adversarial, weighted\n(healthy: {LOW} to {HIGH})": ["content_to_adversarial"],
+    "validation PSNR in dB (Y)": ["psnr"],
+    "validation SSIM (Y)": ["ssim"],
+}
+LOGARITHMIC = {"content_loss", "discriminator_loss", "content_to_adversarial"}
+LABELS = {"d_real": "D(x) on real images", "d_generated": "D(G(LR)) on generated images"}
 
 
-def plot_history(history, title=""):
-    """Curves of a `Solver.history` over its steps, one panel for each kind of quantity there is, as a matplotlib figure."""
+def compare(images: dict[str, np.ndarray], box: tuple | None = None, zoom: int = 1) -> Image.Image:
+    """Images side by side below their labels, pixel by pixel: matplotlib would resample them.
+
+    images: {label: uint8 (H, W, 3)}, all of one size. box: (left, top, width, height) in pixels,
+    the part to show of each. zoom: each pixel becomes zoom x zoom equal ones. Raises ValueError for
+    images of several sizes and for a box that leaves them.
+    """
+    sizes = {image.shape[:2] for image in images.values()}
+    if len(sizes) != 1:
+        raise ValueError(f"expected images of one (H, W) to compare, got {sorted(sizes)}")
+    ((image_height, image_width),) = sizes
+    left, top, width, height = box or (0, 0, image_width, image_height)
+    corners = (left, top, left + width, top + height)
+    font = ImageFont.load_default(14)
+    image_top = LINE * (1 + max(label.count("\n") for label in images)) + GAP
+    columns = []
+    for label, image in images.items():
+        part = Image.fromarray(image).resize((zoom * width, zoom * height), NEAREST, corners)
+        label_width = math.ceil(max(font.getlength(line) for line in label.split("\n")))
+        size = (max(part.width, label_width) + GAP, image_top + part.height)
+        column = Image.new("RGB", size, "white")
+        ImageDraw.Draw(column).multiline_text((0, 0), label, fill="black", font=font)
+        column.paste(part, (0, image_top))
+        columns.append(column)
+    return Image.fromarray(np.hstack(columns))
+
+
+def strip(images: dict, hr: np.ndarray, box: tuple | None = None, zoom: int = 1) -> Image.Image:
+    """`compare` of {label: SR image} and HR; each label gets PSNR and SSIM of the whole image."""
+    scores = {name: f"{psnr(sr, hr):.2f} dB, {ssim(sr, hr):.4f}" for name, sr in images.items()}
+    images = {f"{name}\n{scores[name]}": sr for name, sr in images.items()}
+    return compare(images | {"HR": hr}, box, zoom)
+
+
+def middle_box(image: np.ndarray, size: int) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of the middle size x size pixels, or of what the image has."""
+    height, width = (min(size, side) for side in image.shape[:2])
+    return (image.shape[1] - width) // 2, (image.shape[0] - height) // 2, width, height
+
+
+def middle(lr: np.ndarray, hr: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The middle of a pair, at most size x size HR pixels: (lr, hr)."""
+    left, top, width, height = middle_box(lr, size // SCALE)
+    hr = hr[SCALE * top : SCALE * (top + height), SCALE * left : SCALE * (left + width)]
+    return lr[top : top + height, left : left + width], hr
+
+
+def batch_sheet(lr: Tensor, hr: Tensor) -> Image.Image:
+    """The first 8 pairs of a batch, lr (N, 3, h, w) above hr (N, 3, 4h, 4w), floats in [0, 1]."""
+    above = np.hstack([to_array(patch).repeat(SCALE, 0).repeat(SCALE, 1) for patch in lr[:8]])
+    below = np.hstack([to_array(patch) for patch in hr[:8]])
+    return Image.fromarray(np.vstack([above, below]))
+
+
+def plot_history(history: dict[str, list[dict]], title: str = "") -> Figure:
+    """Values of `Solver.history` over the steps and their running means, a panel for each kind."""
     rows = history["train"] + history["valid"]
-    panels = [
-        (name, [c for c in columns if any(c in row for row in rows)], log)
-        for name, columns, log in PANELS
-    ]
-    panels = [panel for panel in panels if panel[1]]
-    across = max(1, min(3, len(panels)))
-    down = max(1, math.ceil(len(panels) / across))
-    figure = Figure(
-        figsize=(4.6 * across, 3.2 * down), layout="constrained"
-    )  # not pyplot's: no windows, no state
+    present = {column for row in rows for column in row}
+    panels = {name: [c for c in columns if c in present] for name, columns in PANELS.items()}
+    panels = {name: columns for name, columns in panels.items() if columns}
+    down = max(1, math.ceil(len(panels) / 3))
+    figure = Figure(figsize=(13.8, 3.2 * down), layout="constrained")  # pyplot would keep it open
     figure.suptitle(title)
-    for k, (name, columns, log) in enumerate(panels):
-        axes = figure.add_subplot(down, across, k + 1)
+    for k, (name, columns) in enumerate(panels.items()):
+        axes = figure.add_subplot(down, 3, k + 1, xlabel="step")
+        axes.set_title(name, fontsize=9)
+        axes.set_yscale("log" if LOGARITHMIC.intersection(columns) else "linear")
         for column in columns:
-            steps, values = np.array(
-                [(row["step"], row[column]) for row in rows if column in row]
-            ).T
-            line = axes.plot(
-                steps,
-                values,
-                alpha=0.3 if len(values) > 50 else 1,
-                marker="." if len(values) < 50 else "",
-            )[0]
-            if (
-                len(values) > 50
-            ):  # a running mean over a twentieth of the run, so that the eye sees the trend
-                window = len(values) // 20
-                smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-                axes.plot(
-                    steps[window // 2 : window // 2 + len(smooth)], smooth, color=line.get_color()
-                )
-            axes.lines[-1].set_label(column)
-        axes.set(title=name, xlabel="step", yscale="log" if log else "linear")
-        axes.title.set_fontsize(9)
+            points = np.array([(row["step"], row[column]) for row in rows if column in row])
+            window = max(1, len(points) // 20)  # 1: the line joins the points
+            means = np.lib.stride_tricks.sliding_window_view(points, window, axis=0).mean(axis=2)
+            (line,) = axes.plot(*means.T, label=LABELS.get(column, column))
+            axes.plot(*points.T, ".", color=line.get_color(), alpha=0.3)
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     return figure
 
 
-def save_figure(figure, path):
-    """Save a matplotlib figure as PNG, atomically; returns it as a picture that a notebook's cell shows."""
+def as_png(figure: Figure) -> NotebookImage:
+    """A matplotlib figure for a notebook's output."""
+    data = io.BytesIO()
+    figure.savefig(data, dpi=100, format="png")
+    return NotebookImage(data.getvalue(), format="png")
+
+
+def as_jpeg(sheet: Image.Image) -> NotebookImage:
+    """A PIL image for a notebook's output in a tenth of a PNG's bytes; not to judge pixels by."""
+    data = io.BytesIO()
+    sheet.save(data, "JPEG", quality=90)
+    return NotebookImage(data.getvalue(), format="jpeg")
+
+
+def save_figure(figure: Figure, path: str | Path) -> NotebookImage:
+    """Save a matplotlib figure as PNG, atomically; returns what `as_png` returns."""
     picture = as_png(figure)
-    with atomic_path(path) as part:
-        part.write_bytes(picture.data)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(picture.data)
     return picture
 
 
-def as_png(figure):
-    """A matplotlib figure for a notebook's output, without pyplot's windows and state."""
-    data = io.BytesIO()
-    figure.savefig(data, dpi=100)
-    return Image(data.getvalue(), format="png")
-
-
-def batch_sheet(lr, hr, most=8):
-    """A batch as a picture: the LR patches, each pixel enlarged to 4 x 4, above their HR patches.
-
-    lr: (N, 3, h, w), hr: (N, 3, 4h, 4w), float in [0, 1]; shows the first `most` of N.
-    """
-    top = [to_array(patch).repeat(4, axis=0).repeat(4, axis=1) for patch in lr[:most]]
-    bottom = [to_array(patch) for patch in hr[:most]]
-    return PillowImage.fromarray(np.vstack([np.hstack(top), np.hstack(bottom)]))
-
-
-def as_jpeg(sheet):
-    """A PIL image for a notebook's output in a tenth of a PNG's bytes: to look over, not to judge pixels by."""
-    data = io.BytesIO()
-    sheet.save(data, "JPEG", quality=90)
-    return Image(data.getvalue(), format="jpeg")
-
-
 class LiveView:
-    """A callback for `Solver.fit`: curves that are redrawn in place, and after each epoch bicubic, now, and HR side by side.
+    """A callback for `Solver.fit`: curves redrawn in place and, after each epoch, samples.
 
-    Args:
-        pairs: (name, lr, hr) of a few whole images, uint8; of each the middle is shown.
-        size: side of the shown part in HR pixels.
-        folder: each epoch's picture is also kept there, as epoch-001.png and so on; None keeps none.
+    pairs: a list of (name, lr, hr), uint8, of which the middle is shown. size: its side in HR
+    pixels. folder: keeps the samples, as epoch-001.png after one epoch; None keeps none.
     """
 
-    def __init__(self, pairs, size=192, folder=None):
-        self.folder, self.epoch = folder, None
-        self.crops = [_middle(lr, hr, size) for _, lr, hr in pairs]
-        self.curves = self.samples = None  # places in the notebook's output; made when first needed
+    def __init__(self, pairs: list[tuple], size: int = 192, folder: str | Path | None = None):
+        size = min(size, *(side for _, _, hr in pairs for side in hr.shape[:2]))  # one for all
+        self.crops, self.folder = [middle(lr, hr, size) for _, lr, hr in pairs], folder
+        self.places = {}  # the notebook's output areas, made when first needed
 
     def __call__(self, solver):
-        figure = plot_history(
-            solver.history, f"{solver.folder.name}: epoch {solver.epoch}, step {solver.step}"
-        )
-        self.curves = _show(as_png(figure), self.curves)
-        if solver.epoch != self.epoch and solver.step % len(solver.loader) == 0:
-            self.epoch = solver.epoch
+        title = f"{solver.folder.name}: epoch {solver.epoch}, step {solver.step}"
+        self._show("curves", as_png(plot_history(solver.history, title)))
+        if solver.batch == 0:  # an epoch has just ended
             sheet = self.sheet(solver)
-            self.samples = _show(sheet, self.samples)
+            self._show("samples", sheet)
             if self.folder:
-                with atomic_path(f"{self.folder}/epoch-{solver.epoch:03d}.png") as part:
-                    sheet.save(part)
+                with atomic_path(f"{self.folder}/epoch-{solver.epoch:03d}.png") as temporary:
+                    sheet.save(temporary)
 
-    def sheet(self, solver):
-        """The samples as they are now, one row for each image."""
+    def sheet(self, solver) -> Image.Image:
+        """Bicubic, what the generator makes now, and HR side by side; a row for each pair."""
+        now = f"epoch {solver.epoch}"
         rows = [
-            compare(
-                {"bicubic": imresize(lr, 4), f"epoch {solver.epoch}": solver.upscale(lr), "HR": hr}
-            )
+            compare({"bicubic": imresize(lr, SCALE), now: solver.upscale(lr), "HR": hr})
             for lr, hr in self.crops
         ]
-        sheet = PillowImage.new(
-            "RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white"
-        )
-        for k, row in enumerate(rows):
-            sheet.paste(row, (0, sum(above.height for above in rows[:k])))
-        return sheet
+        return Image.fromarray(np.vstack(rows))
 
-
-def _middle(lr, hr, size):
-    """The middle of a pair: (lr, hr), at most size x size HR pixels."""
-    h, w = (min(size // 4, side) for side in lr.shape[:2])
-    top, left = (lr.shape[0] - h) // 2, (lr.shape[1] - w) // 2
-    return lr[top : top + h, left : left + w], hr[
-        4 * top : 4 * (top + h), 4 * left : 4 * (left + w)
-    ]
-
-
-def _show(picture, place):
-    """Show a picture where the one before it was; returns the place."""
-    if place is None:
-        return display(picture, display_id=True)
-    place.update(picture)
-    return place
+    def _show(self, name, picture):
+        if self.places.get(name):  # outside a notebook, `display` prints and returns None
+            self.places[name].update(picture)
+        else:
+            self.places[name] = display(picture, display_id=True)
