@@ -6,10 +6,8 @@ out of the pixels; `PatchLoader.epoch` yields the batches.
 """
 
 import csv
-import hashlib
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -98,18 +96,6 @@ class PairDataset(Dataset):
         return (self.pairs[i].name, *read_pair(self.pairs[i]))
 
 
-class Plan(NamedTuple):
-    """Patches in their order: four int64 arrays of equal length."""
-
-    image: np.ndarray  # index into the list
-    top: np.ndarray  # position in the LR image; in the HR image it is four times that
-    left: np.ndarray
-    flip: np.ndarray  # 0 to 7: bit 0 mirrors left-right, bit 1 top-bottom, then bit 2 transposes
-
-    def rows(self, chosen: slice | Sequence[int]) -> "Plan":
-        return Plan(*(column[chosen] for column in self))
-
-
 class PatchDataset(Dataset):
     """Random patches to train on: an epoch is `patches_per_image` of every image of the list.
 
@@ -149,78 +135,61 @@ class PatchDataset(Dataset):
         return self.patches_per_image * len(self.pairs)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        lr, hr = self.patches(self.first_plan.rows([i]))
-        return to_float(lr)[0], to_float(hr)[0]
+        lr, hr = (self.patches(self.first_plan[[i]], self.pixels, scale) for scale in (1, SCALE))
+        return lr[0], hr[0]
 
     @cached_property
-    def first_plan(self) -> Plan:
+    def first_plan(self) -> np.ndarray:
         return self.plan(0)
 
     @cached_property
-    def store(self) -> tuple[Path, list[int]]:
-        """The file with all pixels, decoded and checked, and each image's CRC-32."""
-        # The folder's name tells the files and their dates: its pixels are never out of date.
-        stats = [os.stat(path) for pair in self.pairs for path in (pair.hr, pair.lr)]
-        files = json.dumps([self.pairs, [(stat.st_size, stat.st_mtime_ns) for stat in stats]])
-        folder = self.cache / hashlib.sha256(files.encode()).hexdigest()[:16]
+    def store(self) -> tuple[torch.Tensor, str]:
+        return open_store(self.cache, self.pairs, (3 * self.num_pixels).tolist(), read_pair)
 
-        def decode(i):
-            lr, hr = read_pair(self.pairs[i])
-            return np.concatenate([hr.ravel(), lr.ravel()])
-
-        names, sizes = [pair.hr for pair in self.pairs], (3 * self.num_pixels).tolist()
-        return folder / "pixels.bin", open_store(folder, names, sizes, decode)
-
-    @cached_property
+    @property
     def pixels(self) -> torch.Tensor:
         """All pixels, uint8 (number of pixels, 3): HR then LR, row by row, image after image.
 
         A memory-mapped file: the system reads from the disk what is used, when it is used.
         """
-        size = 3 * int(self.num_pixels.sum())
-        # shared: a private mapping needs as much free memory as the file is large.
-        flat = torch.from_file(str(self.store[0]), shared=True, size=size, dtype=torch.uint8)
-        return flat.view(-1, 3)
+        return self.store[0].view(-1, 3)
 
-    @cached_property
+    @property
     def checksum(self) -> str:
         """Identifies the images by their pixels, not by paths or dates: 16 hexadecimal digits."""
-        return hashlib.sha256(str(self.store[1]).encode()).hexdigest()[:16]
+        return self.store[1]
 
-    def plan(self, epoch: int) -> Plan:
-        """The patches of an epoch (0, 1, ...); they depend on the list, the seed and the epoch.
+    def plan(self, epoch: int) -> np.ndarray:
+        """The patches of an epoch (0, 1, ...): int64, a row (image, top, left, flip) for each.
 
-        An epoch consists of rounds, each of which visits every image once, in random order. All
-        positions and orientations are equally likely.
+        top and left are LR pixels. flip is 0 to 7: bit 0 mirrors left-right, bit 1 top-bottom, then
+        bit 2 transposes. All positions and flips are equally likely. An epoch consists of rounds;
+        each visits every image once, in random order. The plan depends on the list, the seed and
+        the epoch only, so neither processes nor interruptions change what is trained on.
         """
         seed = np.random.SeedSequence([self.seed, epoch])
         random = np.random.Generator(np.random.Philox(seed))
         n, crop = len(self.pairs), self.crop_size // SCALE
         image = np.concatenate([random.permutation(n) for _ in range(self.patches_per_image)])
         top, left = random.integers(0, self.lr_sizes[image] - crop, endpoint=True).T
-        return Plan(image, top, left, random.integers(0, 8, len(image)))
+        return np.stack([image, top, left, random.integers(0, 8, len(image))], axis=1)
 
-    def patches(
-        self, plan: Plan, pixels: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(lr, hr) of some rows of a plan, uint8, (N, c/4, c/4, 3) and (N, c, c, 3).
+    def patches(self, plan: np.ndarray, pixels: torch.Tensor, scale: int) -> torch.Tensor:
+        """Cut N rows of a plan out of `pixels`, on their device: LR patches (scale 1) or HR (4).
 
-        pixels: a copy of `self.pixels` on another device, to cut the patches there.
+        Returns float32 RGB in [0, 1], (N, 3, side, side), channels last in memory.
         """
-        pixels = self.pixels if pixels is None else pixels
-        return self._cut(plan, pixels, 1), self._cut(plan, pixels, SCALE)
-
-    def _cut(self, plan, pixels, scale):
         # A patch is three numbers: where its first pixel lies in `pixels`, and how far from a pixel
         # the ones below and to the right of it lie: `width` and 1. A patch that is mirrored begins
         # at its right edge, and right is -1; one that is upside down begins at its last row, and
         # below is -width; in a transposed one below and right change places.
+        image, top, left, flip = plan.T
         side = self.crop_size // SCALE * scale
-        width = self.lr_sizes[plan.image, 1] * scale
-        mirrored, upside_down, transposed = plan.flip & 1, plan.flip >> 1 & 1, plan.flip >> 2
-        y = plan.top * scale + upside_down * (side - 1)
-        x = plan.left * scale + mirrored * (side - 1)
-        start = self.starts[scale][plan.image] + y * width + x
+        width = self.lr_sizes[image, 1] * scale
+        mirrored, upside_down, transposed = flip & 1, flip >> 1 & 1, flip >> 2
+        y = top * scale + upside_down * (side - 1)
+        x = left * scale + mirrored * (side - 1)
+        start = self.starts[scale][image] + y * width + x
         below, right = width * (1 - 2 * upside_down), 1 - 2 * mirrored
         below, right = np.where(transposed, (right, below), (below, right))
 
@@ -230,12 +199,8 @@ class PatchDataset(Dataset):
         start, below, right = table.to(pixels.device, non_blocking=True)[:, :, None, None]
         steps = torch.arange(side, dtype=dtype, device=pixels.device)
         index = start + below * steps[:, None] + right * steps  # (N, side, side)
-        return pixels.index_select(0, index.flatten()).view(*index.shape, 3)
-
-
-def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (N, H, W, 3) -> float32 in [0, 1], (N, 3, H, W), channels last in memory."""
-    return images.permute(0, 3, 1, 2) / 255
+        patches = pixels.index_select(0, index.flatten()).view(*index.shape, 3)
+        return patches.permute(0, 3, 1, 2) / 255
 
 
 class PatchLoader:
@@ -286,6 +251,6 @@ class PatchLoader:
         plan = self.dataset.plan(epoch)
         for first in range(start * self.batch_size, self.num_patches, self.batch_size):
             last = min(first + self.batch_size, self.num_patches)
-            mine = plan.rows(slice(first + self.rank, last, self.world_size))
-            lr, hr = self.dataset.patches(mine, self.pixels)
-            yield to_float(lr.to(self.device)), to_float(hr.to(self.device))
+            mine = plan[first + self.rank : last : self.world_size]
+            lr, hr = (self.dataset.patches(mine, self.pixels, scale) for scale in (1, SCALE))
+            yield lr.to(self.device), hr.to(self.device)

@@ -1,5 +1,7 @@
-"""Images decoded once into one file, checked whenever it is opened. Knows nothing of patches."""
+"""Every image of a list decoded once, in one file that is checked when it is opened. No patches."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -10,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock
 from tqdm import tqdm
 
@@ -17,18 +20,20 @@ SPARE_DISK = 256 * 2**20  # bytes left free beside the store
 
 
 def open_store(
-    folder: Path, names: Sequence[str], sizes: Sequence[int], decode: Callable[[int], np.ndarray]
-) -> list[int]:
-    """Check `folder/pixels.bin`, decode what it lacks, and return the CRC-32 of every image.
+    cache: Path, pairs: Sequence, sizes: Sequence[int], read_pair: Callable
+) -> tuple[torch.Tensor, str]:
+    """The pixels of all pairs, uint8, HR then LR, `sizes[i]` bytes a pair; and their checksum.
 
-    The file holds decode(0), decode(1), ... one after the other, each `sizes[i]` bytes; `names`
-    are for messages. Beside it, `checksums.txt` has a line for every image that is done: index and
-    CRC-32. An image without a line, or with other pixels than its line says, is decoded again. So
-    a run that was killed goes on where it was, and damage on the disk is repaired. Several
-    processes may call this at once: one decodes, the others wait.
-
-    Raises OSError if the disk is too full, and what `decode` raises.
+    The pixels are a memory-mapped file in a folder of `cache`. Beside it, `checksums.txt` has a
+    line for each pair that is decoded: its index and its CRC-32. A pair without a line, or with
+    other pixels than its line says, is decoded again: a run that was killed goes on where it was,
+    and damage on the disk is repaired. Several processes may call this at once: one decodes, the
+    others wait. Raises OSError if the disk is too full, and what `read_pair` raises.
     """
+    # The folder's name tells the files and their dates: its pixels are never out of date.
+    stats = [os.stat(path) for pair in pairs for path in (pair.hr, pair.lr)]
+    files = json.dumps([pairs, [(stat.st_size, stat.st_mtime_ns) for stat in stats]])
+    folder = cache / hashlib.sha256(files.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     pixels, checksums = folder / "pixels.bin", folder / "checksums.txt"
     starts = np.cumsum([0, *sizes]).tolist()
@@ -39,11 +44,10 @@ def open_store(
             if i in done:
                 if zlib.crc32(file.read(sizes[i])) == done[i]:
                     return done[i]
-                warnings.warn(
-                    f"{pixels}: {names[i]} is damaged there: decoding it again", stacklevel=1
-                )
+                warnings.warn(f"{pixels}: {pairs[i].hr} is damaged, decoding again", stacklevel=1)
                 file.seek(starts[i])
-            block = decode(i)
+            lr, hr = read_pair(pairs[i])
+            block = np.concatenate([hr.ravel(), lr.ravel()])
             file.write(block)
         return zlib.crc32(block)
 
@@ -54,27 +58,21 @@ def open_store(
         done = {int(i): int(crc, 16) for i, crc in lines}
         missing = [size for i, size in enumerate(sizes) if i not in done]
         if missing:
-            _check_disk(folder, len(missing), sum(missing))
+            free = shutil.disk_usage(folder).free
+            need = f"{sum(missing) / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left"
+            print(f"Decoding {len(missing)} images once into {folder.as_posix()}: {need}.")
+            if sum(missing) + SPARE_DISK > free:
+                raise OSError(f"{folder}: {need}; delete folders in {cache} that are not in use")
         pixels.touch()
-        if pixels.stat().st_size != starts[-1]:
-            os.truncate(pixels, starts[-1])  # the full size at once: every image has its place
+        os.truncate(pixels, starts[-1])  # the full size at once: every pair has its place
         crcs = []
         with open(checksums, "a") as log:
-            images = tqdm(pool.map(ensure, range(len(sizes))), "images", len(sizes), delay=2)
-            for i, crc in enumerate(images):
+            results = tqdm(pool.map(ensure, range(len(pairs))), "images", len(pairs), delay=2)
+            for i, crc in enumerate(results):
                 crcs.append(crc)
                 if crc != done.get(i):
                     log.write(f"{i} {crc:08x}\n")
                     log.flush()
-    return crcs
-
-
-def _check_disk(folder, count, size):
-    free = shutil.disk_usage(folder).free
-    needs = f"{size / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left"
-    print(f"Decoding {count} images once into {folder.as_posix()}: {needs}.")
-    if size + SPARE_DISK > free:
-        raise OSError(
-            f"{folder}: the decoded images need {needs}; delete folders in {folder.parent} that "
-            "are not in use, or free some space elsewhere"
-        )
+    checksum = hashlib.sha256(str(crcs).encode()).hexdigest()[:16]
+    # shared: a private mapping would need as much free memory as the file is large.
+    return torch.from_file(str(pixels), True, starts[-1], dtype=torch.uint8), checksum
