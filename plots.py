@@ -20,14 +20,14 @@ NEAREST = Image.Resampling.NEAREST
 LOW, HIGH = HEALTHY_RATIO
 GAP, LINE = 8, 18  # pixels: beside an image and below its label; each line of the label
 PANELS = {  # of `plot_history`; title: columns of the history
-    "losses of the generator": ["content_loss", "adversarial_loss", "perceptual_loss"],
+    "losses of the generator, raw": ["content_loss", "adversarial_loss", "perceptual_loss"],
     "loss of the discriminator": ["discriminator_loss"],
     "output of the discriminator\n(healthy: apart, but not 1 and 0)": ["d_real", "d_generated"],
     f"content : adversarial, weighted\n(healthy: {LOW} to {HIGH})": ["content_to_adversarial"],
     "validation PSNR in dB (Y)": ["psnr"],
     "validation SSIM (Y)": ["ssim"],
 }
-LOGARITHMIC = {"content_loss", "discriminator_loss", "content_to_adversarial"}
+LOGARITHMIC = {"content_loss", "content_to_adversarial"}
 LABELS = {"d_real": "D(x) on real images", "d_generated": "D(G(LR)) on generated images"}
 
 
@@ -89,21 +89,20 @@ def plot_history(history: dict[str, list[dict]], title: str = "") -> Figure:
     """Values of `Solver.history` over the steps and their running means, a panel for each kind."""
     rows = history["train"] + history["valid"]
     present = {column for row in rows for column in row}
-    panels = {name: [c for c in columns if c in present] for name, columns in PANELS.items()}
-    panels = {name: columns for name, columns in panels.items() if columns}
+    panels = [name for name, columns in PANELS.items() if present.intersection(columns)]
     down = max(1, math.ceil(len(panels) / 3))
     figure = Figure(figsize=(13.8, 3.2 * down), layout="constrained")  # pyplot would keep it open
     figure.suptitle(title)
-    for k, (name, columns) in enumerate(panels.items()):
+    for k, name in enumerate(panels):
         axes = figure.add_subplot(down, 3, k + 1, xlabel="step")
-        axes.set_title(name, fontsize=9)
-        axes.set_yscale("log" if LOGARITHMIC.intersection(columns) else "linear")
-        for column in columns:
+        axes.set_title(name, fontsize=10)
+        axes.set_yscale("log" if LOGARITHMIC.intersection(PANELS[name]) else "linear")
+        for column in [column for column in PANELS[name] if column in present]:
             points = np.array([(row["step"], row[column]) for row in rows if column in row])
             window = max(1, len(points) // 20)  # 1: the line joins the points
             means = np.lib.stride_tricks.sliding_window_view(points, window, axis=0).mean(axis=2)
             (line,) = axes.plot(*means.T, label=LABELS.get(column, column))
-            axes.plot(*points.T, ".", color=line.get_color(), alpha=0.3)
+            axes.plot(*points.T, ".", markersize=3, color=line.get_color(), alpha=0.4)
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     return figure
@@ -124,26 +123,28 @@ def as_jpeg(sheet: Image.Image) -> NotebookImage:
 
 
 def save_figure(figure: Figure, path: str | Path) -> NotebookImage:
-    """Save a matplotlib figure as PNG, atomically; returns what `as_png` returns."""
-    picture = as_png(figure)
+    """Save a matplotlib figure as PNG, atomically; returns the file for a notebook's output."""
     with atomic_path(path) as temporary:
-        temporary.write_bytes(picture.data)
-    return picture
+        temporary.write_bytes(as_png(figure).data)
+    return NotebookImage(path)
 
 
 class LiveView:
     """A callback for `Solver.fit`: curves redrawn in place and, after each epoch, samples.
 
-    pairs: a list of (name, lr, hr), uint8, of which the middle is shown. size: its side in HR
-    pixels. folder: keeps the samples, as epoch-001.png after one epoch; None keeps none.
+    pairs: [(name, lr, hr)], uint8, of which the middle size x size HR pixels are shown. folder:
+    keeps the samples, as epoch-001.png after one epoch; None keeps none.
     """
 
     def __init__(self, pairs: list[tuple], size: int = 192, folder: str | Path | None = None):
         size = min(size, *(side for _, _, hr in pairs for side in hr.shape[:2]))  # one for all
         self.crops, self.folder = [middle(lr, hr, size) for _, lr, hr in pairs], folder
-        self.places = {}  # the notebook's output areas, made when first needed
+        self.places, self.rows_drawn = {}, 0  # output areas of the notebook; rows in the curves
 
     def __call__(self, solver):
+        if solver.batch > 0 and len(solver.history["train"]) < 1.02 * self.rows_drawn:
+            return  # so few new points are not seen, and drawing them may take longer than steps
+        self.rows_drawn = len(solver.history["train"])
         title = f"{solver.folder.name}: epoch {solver.epoch}, step {solver.step}"
         self._show("curves", as_png(plot_history(solver.history, title)))
         if solver.batch == 0:  # an epoch has just ended

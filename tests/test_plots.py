@@ -136,6 +136,7 @@ def test_save_figure_writes_the_picture_it_returns(tmp_path):
     picture = plots.save_figure(figure, tmp_path / "curves" / "srresnet.png")
     (file,) = (tmp_path / "curves").iterdir()
     assert file.name == "srresnet.png" and file.read_bytes() == picture.data
+    assert picture.data == plots.as_png(figure).data
     image = Image.open(file)
     assert image.format == "PNG" and image.size == (1380, 320)
     assert np.asarray(image.convert("L")).min() < 50  # something is drawn
@@ -210,6 +211,18 @@ def test_curves_and_samples_are_redrawn_in_place(tmp_path, notebook):
     curves, samples = notebook
     assert len(curves) == 3 * 6 and len(samples) == 3
     assert list(tmp_path.iterdir()) == []  # without a folder nothing is kept
+
+
+def test_curves_are_not_redrawn_for_few_new_rows(tmp_path, notebook):
+    solver = FakeSolver(tmp_path / "srresnet")
+    solver.history = history(range(1, 101))
+    solver.batch = 1
+    view = plots.LiveView(some_pairs(), size=64)
+    for _ in range(10):
+        view(solver)
+        solver.history["train"].append(solver.history["train"][-1])
+    (curves,) = notebook
+    assert len(curves) == 4  # 100 rows, then at least 2 % more: 102, 105, 108
 
 
 def test_samples_show_bicubic_now_and_hr_of_the_middles(notebook):
