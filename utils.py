@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tools.image_files import open_image, sixteen_bit_array  # what Pillow needs to be told
+from tools.image_files import open_image, sixteen_bit_array  # file formats, Pillow's internals
 
 SCALE = 4  # HR is 4 times as high and as wide as LR
 
@@ -108,11 +108,8 @@ def read_image(path: str | Path) -> np.ndarray:
         values = sixteen_bit_array(image, path).astype(np.uint32)
         gray = ((values + 128) // 257).astype(np.uint8)  # 257 = 65535 / 255; + 128 rounds
         return np.repeat(gray[..., None], 3, axis=2)
-    try:
-        # Through RGBA: transparent palettes and premultiplied alpha have no direct way to RGB.
-        return np.array(image.convert("RGBA").convert("RGB"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: cannot convert {image.mode} to RGB; save it as RGB") from error
+    # Through RGBA: transparent palettes and premultiplied alpha have no direct way to RGB.
+    return np.array(image.convert("RGBA").convert("RGB"))
 
 
 def write_image(path: str | Path, array: np.ndarray) -> None:

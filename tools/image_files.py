@@ -1,7 +1,6 @@
 """Image files through Pillow: formats, modes, 16 bits, colour profiles, and PNG written in strips.
 
 Knows Pillow's internals so that no other module has to; knows nothing of tensors or networks.
-`utils.read_image` and `utils.write_image` are the plain way to 8-bit RGB.
 """
 
 import io
@@ -22,20 +21,19 @@ IMAGE_SUFFIXES = (
     ".jp2", ".tga",
 )  # fmt: skip
 ORIENTATION = 0x0112  # the EXIF tag
-
-
-# --- reading -------------------------------------------------------------------------------------
+CAUSES = {  # of errors while reading, beside damage
+    UnidentifiedImageError: "not an image, or of a kind that is not read; save it as PNG or JPEG",
+    PermissionError: "it may not be read; change its permissions",
+    MemoryError: "not enough memory to decode it; cut it into parts or close other programs",
+}
 
 
 def open_image(path: str | Path) -> Image.Image:
     """Decode the file into a PIL image, turned upright by its EXIF orientation; CMYK becomes sRGB.
 
-    Every other mode stays as it is, and so does `info` (ICC profile, resolution). Warns where
-    colours have 16 bits a channel, of which Pillow holds 8; see `open_deep_image`.
-
-    Raises:
-        FileNotFoundError, OSError, ValueError: missing, a folder, empty, no image, damaged,
-            animated, too large. The message names the file, the cause and the way out.
+    Other modes and `info` (ICC profile, resolution) stay. Warns where colours have 16 bits a
+    channel, of which Pillow holds 8: see `open_deep_image`. Raises FileNotFoundError, OSError or
+    ValueError for files that are missing, empty, no image, damaged, animated or too large.
     """
     image, layout = _decode(path)
     _warn_of_lost_bits(path, image, layout)
@@ -43,13 +41,10 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def open_deep_image(path: str | Path) -> tuple[Image.Image, np.ndarray | None]:
-    """As `open_image`, and for PNG and TIFF files with 16 bits a colour also all their bits.
+    """As `open_image`, and of PNG and TIFF files with 16-bit colours also uint16 (H, W, 3 or 4).
 
     Pillow keeps the upper byte of each 16-bit number. Told the other byte order, it keeps the
     lower byte, so two decodings give both.
-
-    Returns:
-        The PIL image, and uint16 (H, W, 3 or 4); or the PIL image and None.
     """
     image, layout = _decode(path)
     mode, _, order = layout.partition(";16")
@@ -64,23 +59,19 @@ def open_deep_image(path: str | Path) -> tuple[Image.Image, np.ndarray | None]:
 
 def _warn_of_lost_bits(path, image, layout):
     if ";16" in layout and image.mode[0] != "I":
-        message = f"{path}: 16 bits a channel are read as 8, Pillow holds no more in colour"
-        warnings.warn(message, stacklevel=3)  # where the image was opened
+        warnings.warn(f"{path}: 16 bits a channel are read as 8, Pillow's limit", stacklevel=3)
 
 
 def _decode(path, read_as=None):
-    """Open the file; `read_as` replaces the layout of its pixels.
+    """The upright image, and Pillow's name for the layout of the file's pixels (its "raw mode").
 
-    Returns the upright image and Pillow's name for the layout of the pixels in the file
-    ("raw mode"), for example "RGB;16B": big-endian 16-bit colours.
+    "RGB;16B" are big-endian 16-bit colours. `read_as` is a layout to decode instead of the file's.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file (current folder: {Path.cwd()})")
     if not path.is_file():
         raise OSError(f"{path}: not a file, but a folder or device; name an image file")
-    if path.stat().st_size == 0:
-        raise OSError(f"{path}: the file is empty; copy or download it again")
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             problem = _unsupported(image)
@@ -90,34 +81,24 @@ def _decode(path, read_as=None):
                     image.tile = [_with_layout(tile, read_as) for tile in image.tile]
                 image.load()
                 return prepare_image(image), layout
-    except UnidentifiedImageError as error:
-        cause = "not an image, or of a kind that is not read; save it as PNG or JPEG"
-        raise OSError(f"{path}: {cause}") from error
-    except PermissionError as error:
-        cause = f"it may not be read ({error.strerror}); change its permissions"
-        raise OSError(f"{path}: {cause}") from error
     except Image.DecompressionBombError as error:
         way_out = "raise PIL.Image.MAX_IMAGE_PIXELS before reading it (super_resolve.py --large)"
         raise ValueError(f"{path}: {error}; cut it or, if you trust it, {way_out}") from error
-    except MemoryError as error:
-        cause = "not enough memory to decode it; cut it into parts or close other programs"
-        raise OSError(f"{path}: {cause}") from error
     except Exception as error:  # damaged files raise nearly anything, even SyntaxError and KeyError
-        cause = f"damaged or incomplete ({error}); copy or download it again"
-        raise OSError(f"{path}: {cause}") from error
+        damaged = f"damaged or incomplete ({error}); copy or download it again"
+        raise OSError(f"{path}: {CAUSES.get(type(error), damaged)}") from error
     raise ValueError(f"{path}: {problem}")
 
 
 def _unsupported(image):
-    """What cannot be read of an opened file and the way out, or None."""
+    """Why an opened file cannot be read, and the way out; None if it can."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # MPO: a camera's JPEG, its previews come second
         return f"{frames} frames or pages, which is not supported; save the one you want as PNG"
-    if image.format == "TIFF":
-        bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
-        planes = image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2
-        if planes and bits > 8:  # Pillow reads noise
-            return "colours of 16 bits in separate planes, which is not supported; save it as PNG"
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    planes = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
+    if planes and max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8:  # Pillow reads noise
+        return "colours of 16 bits in separate planes, which is not supported; save it as PNG"
     return None
 
 
@@ -134,9 +115,6 @@ def _with_layout(tile, layout):
     return tile._replace(args=args)
 
 
-# --- PIL images ----------------------------------------------------------------------------------
-
-
 def prepare_image(image: Image.Image) -> Image.Image:
     """Turn a PIL image upright by its EXIF orientation and convert CMYK to sRGB."""
     try:
@@ -149,8 +127,7 @@ def prepare_image(image: Image.Image) -> Image.Image:
 
 def _cmyk_to_rgb(image):
     """By the image's ICC profile where it has a usable one, else by Pillow's plain formula."""
-    profile = image.info.get("icc_profile")
-    if profile:
+    if profile := image.info.get("icc_profile"):
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             target = ImageCms.createProfile("sRGB")
@@ -170,30 +147,20 @@ def sixteen_bit_array(image: Image.Image, name: str | Path = "image") -> np.ndar
     Raises ValueError for mode F and for values beyond 16 bits, whose range is unknown.
     """
     values = np.array(image)
-    if image.mode == "F":
-        problem = "floating-point"
-    elif values.size and (values.min() < 0 or values.max() > 65535):
-        problem = "32-bit"
-    else:
-        return values.astype(np.uint16)
-    raise ValueError(
-        f"{name}: {problem} pixels of unknown range; save it with 8 or 16 bits a channel"
-    )
+    if image.mode == "F" or (values.size and not 0 <= values.min() <= values.max() <= 65535):
+        problem = "floating-point or 32-bit pixels of unknown range"
+        raise ValueError(f"{name}: {problem}; save it with 8 or 16 bits a channel")
+    return values.astype(np.uint16)
 
 
 def pil_to_array(image: Image.Image, name: str | Path = "image") -> tuple[np.ndarray, dict]:
-    """A PIL image of any mode as an array, and what else of it another file should keep.
+    """A PIL image of any mode as an array, and its "icc_profile" and "dpi" where it has them.
 
-    Returns:
-        uint8 or uint16 (H, W), gray, or (H, W, C): gray and alpha, RGB, RGBA; and a dict with
-        "icc_profile" (bytes) and "dpi" (two floats) where the image has them.
-
-    Raises:
-        ValueError: several frames, an unknown range, or no way to RGB. `name` begins the message.
+    The array is uint8 or uint16, (H, W) for gray or (H, W, C): gray and alpha, RGB, RGBA. Raises
+    ValueError for several frames and for an unknown range; `name` begins the message.
     """
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        frames = f"{image.n_frames} frames or pages"
-        raise ValueError(f"{name}: {frames}, which is not supported; choose one with .copy()")
+        raise ValueError(f"{name}: {image.n_frames} frames or pages; choose one with .copy()")
     image = prepare_image(image)
     if image.mode[0] in "IF":
         array = sixteen_bit_array(image, name)
@@ -201,11 +168,7 @@ def pil_to_array(image: Image.Image, name: str | Path = "image") -> tuple[np.nda
         mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
         if image.has_transparency_data:  # alpha, or a transparent colour or palette entry
             mode += "A"
-        try:
-            array = np.asarray(image if image.mode == mode else image.convert(mode))
-        except (ValueError, OSError) as error:
-            cause = f"cannot convert {image.mode} to {mode}; save it as RGB"
-            raise ValueError(f"{name}: {cause}") from error
+        array = np.asarray(image if image.mode == mode else image.convert(mode))
     info = {}
     if image.info.get("icc_profile") and image.mode != "LAB":  # LAB's profile is not RGB's
         info["icc_profile"] = image.info["icc_profile"]
@@ -218,27 +181,13 @@ def pil_to_array(image: Image.Image, name: str | Path = "image") -> tuple[np.nda
     return array, info
 
 
-# --- PNG -----------------------------------------------------------------------------------------
-
-
 def write_png(
-    path: str | Path,
-    strips: Iterable[np.ndarray],
-    size: tuple[int, int],
-    channels: int,
-    dtype: np.dtype,
-    info: dict,
+    path: Path, strips: Iterable, size: tuple, channels: int, dtype: np.dtype, info: dict
 ) -> None:
-    """Write strips (h, W, C), from top to bottom, as a PNG file; Pillow would need all at once.
+    """Write an image in strips (h, W, C), from top to bottom; Pillow would need all at once.
 
-    The format: https://www.w3.org/TR/png-3/. Rows are stored as differences from the row above
-    (filter type 2).
-
-    Args:
-        size: (H, W) of the whole image.
-        channels: 1 to 4: gray, gray and alpha, RGB, RGBA.
-        dtype: of the strips, uint8 or uint16.
-        info: as from `pil_to_array`.
+    `size` is (H, W) of the whole, `dtype` uint8 or uint16, `info` as from `pil_to_array`. The
+    format: https://www.w3.org/TR/png-3/. Rows are stored minus the row above (filter type 2).
     """
     height, width = size
     bits = 8 * np.dtype(dtype).itemsize
@@ -264,8 +213,7 @@ def write_png(
                 rows = rows.view(np.uint8).reshape(len(rows), -1)
                 filtered = np.full((len(rows), 1 + rows.shape[1]), 2, np.uint8)
                 np.subtract(rows, np.concatenate([above, rows[:-1]]), out=filtered[:, 1:])
-                data = packer.compress(filtered)
-                if data:
+                if data := packer.compress(filtered):
                     chunk(b"IDAT", data)
                 above = rows[-1:]
         chunk(b"IDAT", packer.flush())
