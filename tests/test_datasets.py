@@ -1,52 +1,44 @@
-"""Patches, their plan, the store they come from, and whole pairs."""
+"""Lists, pairs, the pixel store, the plan of an epoch, its patches and their batches."""
 
-import functools
+import multiprocessing
 import os
-import pickle
 import random
-from itertools import pairwise
-from multiprocessing import get_all_start_methods
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from killing import contents, count_lines, run_killed
-from torch.utils.data import DataLoader
+from killing import count_lines, run_killed
+from PIL import Image
 
 import datasets
-from datasets import PairDataset, PatchDataset, PatchLoader, epoch_plan, open_store, read_list
+from datasets import PairDataset, PatchDataset, PatchLoader, read_list, read_pair
+from tools import pixel_store
+from tools.pixel_store import open_store
 from utils import write_image, write_rows
 
 SIZES = [(12, 10), (9, 30), (16, 16), (25, 7), (8, 8), (11, 13), (40, 9)]  # LR height and width
+NEEDS_FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forked processes")
 
 
 @pytest.fixture
 def make_list(tmp_path, monkeypatch):
-    """make_list(sizes) -> path of a list of images in which a pixel tells its place: HR (y // 4, x // 4, k), LR (y, x, k)."""
+    """make_list(sizes) -> path of a list of images of random pixels, HR independent of LR."""
     monkeypatch.chdir(tmp_path)
 
-    def make(sizes=SIZES, cut=(0, 0), name="list"):
+    def make(sizes=SIZES, extra=(0, 0), folder="images"):
+        pixels = np.random.default_rng(0)
         rows = []
         for k, (h, w) in enumerate(sizes):
-            lr = np.stack(
-                np.broadcast_arrays(np.arange(h)[:, None], np.arange(w), k), axis=2
-            ).astype(np.uint8)
-            hr = lr.repeat(4, axis=0).repeat(4, axis=1)
-            hr = np.pad(
-                hr, ((0, cut[0]), (0, cut[1]), (0, 0)), constant_values=255
-            )  # odd sizes: to be cut off again
-            write_image(f"images/{k}_HR.png", hr)
-            write_image(f"images/{k}.png", lr)
-            rows.append(
-                {
-                    "hr": f"images/{k}_HR.png",
-                    "lr": f"images/{k}.png",
-                    "width": hr.shape[1],
-                    "height": hr.shape[0],
-                }
-            )
-        write_rows(f"{name}.csv", rows)
-        return f"{name}.csv"
+            height, width = 4 * h + extra[0], 4 * w + extra[1]
+            hr, lr = f"{folder}/{k}_HR.png", f"{folder}/{k}.png"
+            write_image(hr, pixels.integers(0, 256, (height, width, 3), dtype=np.uint8))
+            write_image(lr, pixels.integers(0, 256, (h, w, 3), dtype=np.uint8))
+            rows.append({"hr": hr, "lr": lr, "width": width, "height": height})
+        write_rows(f"{folder}.csv", rows)
+        return f"{folder}.csv"
 
     return make
 
@@ -65,132 +57,99 @@ def equal(batches, others):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Plan
+# --- plan ----------------------------------------------------------------------------------------
 
 
-def test_an_epoch_has_as_many_patches_of_every_image():
-    plan = epoch_plan(SIZES, 7, 100, 0, 0, 3)
-    assert np.bincount(plan.image).tolist() == [100] * len(SIZES)
-    assert all(len(column) == 700 for column in plan)
+def test_every_round_of_an_epoch_visits_every_image_once(make_list):
+    dataset = PatchDataset(make_list(), crop_size=28)
+    rounds = dataset.plan(0)[:, 0].reshape(100, len(SIZES)).tolist()
+    assert all(sorted(order) == list(range(len(SIZES))) for order in rounds)
+    assert len(dataset) == 700 and len({tuple(order) for order in rounds}) > 90
 
 
-def test_all_positions_and_orientations_are_equally_likely():
-    plan = epoch_plan([(12, 10)], 6, 14000, 3, 1, 1)
-    for values, bins in (
-        (
-            plan.top * 5 + plan.left,
-            7 * 5,
-        ),  # 7 x 5 positions: the last row and the last column of the image are reached
-        (plan.flip, 8),
-        (plan.flip * 7 + plan.top, 8 * 7),
-    ):
+def test_all_positions_and_orientations_are_equally_likely(make_list):
+    dataset = PatchDataset(make_list([(12, 10)]), crop_size=24, patches_per_image=14000, seed=3)
+    _, top, left, flip = dataset.plan(1).T
+    # 7 x 5 positions: the last row and the last column of the image are reached
+    for values, bins in ((top * 5 + left, 7 * 5), (flip, 8), (flip * 7 + top, 8 * 7)):
         counts = np.bincount(values)
         assert len(counts) == bins
         chi_square = ((counts - 14000 / bins) ** 2).sum() / (14000 / bins)
-        assert abs(chi_square - (bins - 1)) < 4 * np.sqrt(
-            2 * (bins - 1)
-        )  # its mean and standard deviation
-    assert plan.top.max() == 12 - 6 and plan.left.max() == 10 - 6
+        # its mean and standard deviation
+        assert abs(chi_square - (bins - 1)) < 4 * np.sqrt(2 * (bins - 1))
+    assert top.max() == 12 - 6 and left.max() == 10 - 6
 
 
-def test_position_depends_on_the_size_of_its_own_image():
-    plan = epoch_plan(SIZES, 7, 1000, 0, 0, 3)
+def test_all_orders_of_a_round_are_equally_likely(make_list):
+    dataset = PatchDataset(make_list([(8, 8)] * 3), crop_size=28, patches_per_image=6000)
+    orders, counts = np.unique(dataset.plan(0)[:, 0].reshape(-1, 3), axis=0, return_counts=True)
+    assert len(orders) == 6
+    assert (abs(counts - 1000) < 4 * np.sqrt(1000)).all()
+
+
+def test_position_depends_on_the_size_of_its_own_image(make_list):
+    dataset = PatchDataset(make_list(), crop_size=28, patches_per_image=1000)
+    image, top, left, _ = dataset.plan(0).T
     for k, (h, w) in enumerate(SIZES):
-        assert set(plan.top[plan.image == k]) == set(range(h - 6))
-        assert set(plan.left[plan.image == k]) == set(range(w - 6))
-
-
-@pytest.mark.parametrize(
-    "n, distinct", [(1, 1), (2, 1), (2, 2), (7, 3), (7, 6), (7, 7), (40, 20), (100, 64)]
-)
-def test_neighbours_are_distinct_images_across_rounds_too(n, distinct):
-    image = epoch_plan([(8, 8)] * n, 7, 30, 5, 2, distinct).image
-    assert all(
-        len(set(image[i : i + distinct])) == distinct for i in range(len(image) - distinct + 1)
-    )
-    assert all(sorted(order) == list(range(n)) for order in image.reshape(30, n))
-
-
-def test_all_allowed_orders_of_a_round_are_equally_likely():
-    rounds = epoch_plan([(8, 8)] * 3, 7, 24001, 0, 0, 2).image.reshape(-1, 3)
-    seen = {}
-    for before, order in pairwise(rounds):
-        places = tuple(before.tolist().index(k) for k in order)
-        seen[places] = seen.get(places, 0) + 1
-    assert sorted(seen) == [
-        (0, 1, 2),
-        (0, 2, 1),
-        (1, 0, 2),
-        (1, 2, 0),
-    ]  # all that do not begin with the last image
-    assert all(abs(count - 6000) < 4 * np.sqrt(6000) for count in seen.values())
-
-
-@pytest.mark.parametrize("n", [7, 10, 23, 70, 130])
-def test_batches_hold_distinct_images(make_list, n):
-    list_file = make_list([(8, 8)] * n)
-    for batch_size in {1, 2, 3, n // 3, n // 2, n // 2 + 1, n - 1, n}:
-        dataset = PatchDataset(list_file, crop_size=32, patches_per_image=12)
-        PatchLoader(dataset, batch_size)
-        dataset.set_epoch(1)
-        image = dataset.plan.image
-        for start in range(0, len(image), batch_size):
-            batch = image[start : start + batch_size]
-            assert len(set(batch)) == len(batch)
+        assert set(top[image == k]) == set(range(h - 6))
+        assert set(left[image == k]) == set(range(w - 6))
 
 
 def test_plan_is_a_function_of_seed_and_epoch(make_list):
+    list_file = make_list()
+
     def plan(seed, epoch):
-        dataset = PatchDataset("list.csv", crop_size=28, seed=seed)
-        dataset.set_epoch(epoch)
-        return [column.tolist() for column in dataset.plan]
+        return PatchDataset(list_file, crop_size=28, seed=seed).plan(epoch)
 
-    make_list()
-    assert plan(0, 3) == plan(0, 3)
+    assert np.array_equal(plan(0, 3), plan(0, 3))
     different = [plan(0, 0), plan(0, 1), plan(1, 0), plan(1, 1)]
-    assert all(
-        a[column] != b[column]
-        for a in different
-        for b in different
-        if a is not b
-        for column in range(4)
-    )
+    for k, a in enumerate(different):
+        for b in different[:k]:
+            assert (a != b).any(axis=0).all()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Patches
+# --- patches -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cache", [True, False])
-@pytest.mark.parametrize("cut", [(0, 0), (3, 1)])
-def test_patches_are_the_planned_ones(make_list, cache, cut):
-    dataset = PatchDataset(make_list(cut=cut), crop_size=28, patches_per_image=40, cache=cache)
-    dataset.set_epoch(4)
-    lr, hr = map(levels, dataset.__getitems__(range(len(dataset))))
-    assert lr.shape == (280, 7, 7, 3) and hr.shape == (280, 28, 28, 3)
-    assert set(dataset.plan.flip) == set(range(8))
-    for k, (image, top, left, flip) in enumerate(zip(*dataset.plan, strict=True)):
-        y, x = np.arange(top, top + 7), np.arange(left, left + 7)
-        expected = np.stack([*np.meshgrid(y, x, indexing="ij"), np.full((7, 7), image)], axis=2)
-        expected = np.fliplr(expected) if flip in (1, 3, 5, 7) else expected
-        expected = np.flipud(expected) if flip in (2, 3, 6, 7) else expected
-        expected = np.transpose(expected, (1, 0, 2)) if flip >= 4 else expected
-        assert np.array_equal(lr[k], expected)
-    # One LR pixel is 4 x 4 HR pixels: HR is cut at the same place and turned alike.
-    assert np.array_equal(hr, lr.repeat(4, axis=1).repeat(4, axis=2))
+@pytest.mark.parametrize("extra", [(0, 0), (3, 1)])
+def test_patches_are_crops_of_the_files_flipped_as_planned(make_list, extra):
+    dataset = PatchDataset(make_list(extra=extra), crop_size=28, patches_per_image=40)
+    plan = dataset.plan(4)
+    assert set(plan[:, 3]) == set(range(8))
+    for scale, suffix in ((1, ".png"), (4, "_HR.png")):
+        patches = levels(dataset.patches(plan, dataset.pixels, scale))
+        for patch, (image, top, left, flip) in zip(
+            patches, plan * [1, scale, scale, 1], strict=True
+        ):
+            file = np.array(Image.open(f"images/{image}{suffix}"))
+            expected = file[top : top + 7 * scale, left : left + 7 * scale]
+            expected = np.fliplr(expected) if flip in (1, 3, 5, 7) else expected
+            expected = np.flipud(expected) if flip in (2, 3, 6, 7) else expected
+            expected = np.transpose(expected, (1, 0, 2)) if flip >= 4 else expected
+            assert np.array_equal(patch, expected)
 
 
-def test_batches_are_float_and_channels_last(make_list):
-    dataset = PatchDataset(make_list(), crop_size=28)
-    for batch in dataset.__getitems__([0, 1, 2]):
-        assert batch.dtype == torch.float32 and batch.is_contiguous(
-            memory_format=torch.channels_last
-        )
-        assert batch.min() >= 0 and batch.max() <= 1
-    lr, hr = dataset[1]
-    assert lr.shape == (3, 7, 7) and hr.shape == (3, 28, 28) and len(dataset) == 700
-    assert torch.equal(lr, dataset.__getitems__([5, 1])[0][1])
+def test_items_are_the_patches_of_epoch_0(make_list):
+    dataset = PatchDataset(make_list(), crop_size=28, patches_per_image=2)
+    items = list(dataset)
+    assert len(items) == len(dataset) == 14
+    assert items[0][0].shape == (3, 7, 7) and items[0][1].shape == (3, 28, 28)
+    batches = PatchLoader(dataset, 1).epoch(0)
+    assert equal(items, [(lr[0], hr[0]) for lr, hr in batches])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs sparse files")
+def test_patches_beyond_two_billion_pixels_are_the_same(make_list):
+    dataset = PatchDataset(make_list(), crop_size=28, patches_per_image=5)
+    plan = dataset.plan(0)
+    expected = [dataset.patches(plan, dataset.pixels, scale) for scale in (1, 4)]
+    with open("large", "wb") as file:  # a hole, then the pixels
+        file.seek(3 * 2**31)
+        file.write(dataset.pixels.numpy().tobytes())
+    size = os.stat("large").st_size
+    pixels = torch.from_file("large", shared=True, size=size, dtype=torch.uint8).view(-1, 3)
+    dataset.starts = {scale: start + 2**31 for scale, start in dataset.starts.items()}
+    assert equal([expected], [[dataset.patches(plan, pixels, scale) for scale in (1, 4)]])
 
 
 def test_white_is_one_and_all_levels_survive(tmp_path, monkeypatch):
@@ -204,102 +163,51 @@ def test_white_is_one_and_all_levels_survive(tmp_path, monkeypatch):
     assert sorted(lr[0].mul(255).round().ravel().tolist()) == list(range(256))
 
 
-def test_crop_size_may_grow(make_list):
-    dataset = PatchDataset(make_list([(12, 12), (20, 14)]), crop_size=16)
-    dataset.crop_size = 48
-    dataset.set_epoch(1)
-    assert dataset[0][1].shape == (3, 48, 48)
-    dataset.crop_size = 52
-    with pytest.raises(ValueError, match=r"images/0_HR.png: 48 x 48 .* 52.* smaller crop_size"):
-        dataset.set_epoch(2)
-
-
 @pytest.mark.parametrize("crop_size", [0, -4, 30])
 def test_crop_size_is_a_multiple_of_the_scale(make_list, crop_size):
     with pytest.raises(ValueError, match="multiple of 4"):
         PatchDataset(make_list(), crop_size=crop_size)
 
 
-def test_pickles_without_pixels(make_list):
-    dataset = PatchDataset(make_list([(100, 100)] * 8), crop_size=96, patches_per_image=1)
-    before = dataset[3]
-    data = pickle.dumps(dataset)
-    assert len(data) < dataset.offsets[-1] / 100
-    assert equal([pickle.loads(data)[3]], [before])
+def test_an_image_smaller_than_the_crop_is_named(make_list):
+    message = r"images/1_HR.png: 56 x 80 pixels .* patches of 60; take a smaller crop_size"
+    with pytest.raises(ValueError, match=message):
+        PatchDataset(make_list([(20, 15), (20, 14)]), crop_size=60)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Loader
+# --- batches -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_change_nothing(make_list, method):
-    if method not in get_all_start_methods():
-        pytest.skip(f"no {method} on this system")
-    dataset = PatchDataset(make_list(), crop_size=28, patches_per_image=4)
-    dataset.set_epoch(1)
-    alone = DataLoader(dataset, 5, collate_fn=datasets._same)
-    workers = DataLoader(
-        dataset, 5, collate_fn=datasets._same, num_workers=2, multiprocessing_context=method
-    )
-    assert equal(alone, workers)
+def test_batches_are_float_and_channels_last(make_list):
+    loader = PatchLoader(PatchDataset(make_list(), crop_size=28), 16)
+    lr, hr = next(loader.epoch(0))
+    assert lr.shape == (16, 3, 7, 7) and hr.shape == (16, 3, 28, 28)
+    for batch in (lr, hr):
+        assert batch.dtype == torch.float32 and batch.min() >= 0 and batch.max() <= 1
+        assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_loader_with_workers_follows_the_epochs(make_list):
-    dataset = PatchDataset(make_list(), crop_size=28, patches_per_image=3)
-    alone, workers = PatchLoader(dataset, 4), PatchLoader(dataset, 4, num_workers=1)
-    for epoch in (0, 1):
-        assert equal(alone.epoch(epoch), workers.epoch(epoch))
-
-
-@pytest.mark.parametrize("crop_size, batch_size", [(28, 4), (16, 32), (8, 1)])
-def test_resident_batches_are_bit_for_bit_the_same(make_list, crop_size, batch_size):
-    dataset = PatchDataset(make_list(cut=(2, 3)), crop_size=crop_size, patches_per_image=20)
-    loaded, resident = (
-        PatchLoader(dataset, batch_size),
-        PatchLoader(dataset, batch_size, resident=True),
-    )
-    for epoch in (0, 7):
-        assert equal(loaded.epoch(epoch), resident.epoch(epoch))
-    assert equal(loaded.epoch(2, start=3), resident.epoch(2, start=3))
-    _, hr = next(resident.epoch(0))
-    assert hr.is_contiguous(memory_format=torch.channels_last) and hr.dtype == torch.float32
-    uncached = PatchDataset(
-        dataset.list_file, crop_size=crop_size, patches_per_image=20, cache=False
-    )
-    assert equal(resident.epoch(1), PatchLoader(uncached, batch_size, resident=True).epoch(1))
-
-
-@pytest.mark.parametrize("resident", [False, True])
-def test_an_epoch_resumes_at_any_batch(make_list, resident):
-    loader = PatchLoader(
-        PatchDataset(make_list(), crop_size=28, patches_per_image=5), 4, resident=resident
-    )
+def test_an_epoch_resumes_at_any_batch(make_list):
+    loader = PatchLoader(PatchDataset(make_list(), crop_size=28, patches_per_image=5), 4)
     whole = list(loader.epoch(3))
-    assert (
-        len(whole) == len(loader) == 9 and len(whole[-1][0]) == 3
-    )  # 35 patches: the last batch is smaller
+    assert len(whole) == len(loader) == 9
+    assert len(whole[-1][0]) == 3  # 35 patches: the last batch is smaller
     for start in range(10):
         assert equal(loader.epoch(3, start=start), whole[start:])
     assert not equal(loader.epoch(4), whole)
 
 
-@pytest.mark.parametrize("resident", [False, True])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_share_each_batch(make_list, resident, world_size):
-    def loader(rank, world_size):
-        dataset = PatchDataset("list.csv", crop_size=28, patches_per_image=5)  # 35 patches
-        return PatchLoader(dataset, 6, rank=rank, world_size=world_size, resident=resident)
-
-    make_list()
-    alone = loader(0, 1)
-    shares = [list(loader(rank, world_size).epoch(2)) for rank in range(world_size)]
-    assert {len(share) for share in shares} == {len(loader(0, world_size))}
+def test_processes_together_train_on_what_one_would(make_list, world_size):
+    dataset = PatchDataset(make_list(), crop_size=28, patches_per_image=5)  # 35 patches
+    alone = PatchLoader(dataset, 6)
+    loaders = [PatchLoader(dataset, 6, rank=k, world_size=world_size) for k in range(world_size)]
+    shares = [list(loader.epoch(2)) for loader in loaders]
+    assert {len(share) for share in shares} == {len(loader) for loader in loaders}
     seen = 0
     for batch, *parts in zip(alone.epoch(2), *shares, strict=True):
-        whole = (
-            len(batch[0]) // world_size * world_size
-        )  # every process gets equally many of the last batch
+        # every process gets equally many of the last batch
+        whole = len(batch[0]) // world_size * world_size
         seen += whole
         for side in (0, 1):
             merged = torch.stack([part[side] for part in parts], dim=1).flatten(0, 1)
@@ -307,192 +215,245 @@ def test_processes_share_each_batch(make_list, resident, world_size):
     assert seen == 35 // world_size * world_size
 
 
-@pytest.mark.parametrize(
-    "batch_size, rank, world_size", [(0, 0, 1), (3, 0, 2), (4, 2, 2), (4, -1, 2)]
-)
-def test_loader_rejects_shares_that_do_not_exist(make_list, batch_size, rank, world_size):
-    with pytest.raises(ValueError, match=r"batch_size|rank"):
-        PatchLoader(
-            PatchDataset(make_list(), crop_size=28), batch_size, rank=rank, world_size=world_size
-        )
-
-
-def test_nothing_is_resident_on_the_cpu_unless_asked(make_list, capsys):
-    assert PatchLoader(PatchDataset(make_list(), crop_size=28), 4)._pixels is None
-    assert "kept there" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("spare, resident", [(1000, True), (-1000, False)])
-def test_pixels_go_to_a_gpu_with_room_for_them(make_list, monkeypatch, capsys, spare, resident):
+@pytest.mark.parametrize("batch_size, world_size", [(0, 1), (3, 2), (-2, 2)])
+def test_batch_sizes_that_cannot_be_shared_are_rejected(make_list, batch_size, world_size):
     dataset = PatchDataset(make_list(), crop_size=28)
-    free = int(dataset.offsets[-1]) + datasets.SPARE_DEVICE_MEMORY + spare
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
-    monkeypatch.setattr(PatchLoader, "_upload", lambda self: "uploaded")
-    assert PatchLoader(dataset, 4, device="cuda")._pixels == ("uploaded" if resident else None)
-    out = capsys.readouterr().out.splitlines()[-1]
-    assert ("kept there" in out) == resident and ("loaded from the store" in out) != resident
+    with pytest.raises(ValueError, match=f"multiple of {world_size}, got {batch_size}"):
+        PatchLoader(dataset, batch_size, world_size=world_size)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Store
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_gpu_gets_the_same_batches_as_the_cpu(make_list, monkeypatch, capsys, fits):
+    monkeypatch.setattr(datasets, "SPARE_GPU_MEMORY", 0 if fits else 2**60)
+    dataset = PatchDataset(make_list(), crop_size=28, patches_per_image=5)
+    loader = PatchLoader(dataset, 4, device="cuda")
+    batches = list(loader.epoch(1))
+    assert ("they are kept there" in capsys.readouterr().out) == fits == loader.pixels.is_cuda
+    for batch, expected in zip(batches, PatchLoader(dataset, 4).epoch(1), strict=True):
+        for a, b in zip(batch, expected, strict=True):
+            assert a.is_cuda and a.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(a.cpu(), b, rtol=0, atol=1e-7)  # x / 255 rounds differently
 
 
-def test_store_is_reused_and_never_stale(make_list, monkeypatch):
-    pairs = read_list(make_list())
-    store = open_store(pairs)
+# --- store ---------------------------------------------------------------------------------------
+
+
+def whole_pixels(pairs):
+    """What `pixels.bin` shall hold, decoded by Pillow."""
+    blocks = []
+    for pair in pairs:
+        hr, lr = np.array(Image.open(pair.hr)), np.array(Image.open(pair.lr))
+        blocks += [hr[: 4 * len(lr), : 4 * lr.shape[1]].tobytes(), lr.tobytes()]
+    return b"".join(blocks)
+
+
+def open_counted(pairs, cache="cache"):
+    """(pixels as bytes, checksum, names of the pairs that were decoded)."""
     decoded = []
-    read_pair = datasets.read_pair
-    monkeypatch.setattr(
-        datasets,
-        "read_pair",
-        lambda pair, scale: decoded.append(pair.name) or read_pair(pair, scale),
-    )
-    assert open_store(pairs) == store and not decoded
 
-    lr = read_pair(pairs[2])[0]
-    write_image(pairs[2].lr, 255 - lr)  # the same size in pixels, other content
-    other = open_store(pairs)
-    assert other != store and len(decoded) == len(pairs)
-    assert other.read_bytes() != store.read_bytes()
-    assert open_store(pairs[:-1]) not in (store, other)
+    def read(pair):
+        decoded.append(pair.name)
+        return read_pair(pair)
+
+    sizes = [3 * 17 * (pair.height // 4) * (pair.width // 4) for pair in pairs]
+    pixels, checksum = open_store(Path(cache), pairs, sizes, read)
+    return pixels.numpy().tobytes(), checksum, sorted(decoded)
 
 
-@pytest.mark.parametrize("damage", ["cut", "longer"])
-def test_store_of_the_wrong_size_is_made_anew(make_list, damage):
+def folders(cache="cache"):
+    return list(Path(cache).iterdir())
+
+
+def test_nothing_is_decoded_before_pixels_are_asked_for(make_list):
+    dataset = PatchDataset(make_list(extra=(2, 3)), crop_size=28, cache="elsewhere")
+    dataset.plan(0)
+    assert len(PatchLoader(dataset, 4)) == 175
+    assert not Path("elsewhere").exists()
+    assert dataset.pixels.numpy().tobytes() == whole_pixels(dataset.pairs)
+    assert Path("elsewhere").exists() and not Path("data").exists()
+
+
+def test_a_whole_store_is_opened_without_decoding(make_list):
     pairs = read_list(make_list())
-    store = open_store(pairs)
-    pixels = store.read_bytes()
-    store.write_bytes(pixels[:-1] if damage == "cut" else pixels + b"x")
-    assert open_store(pairs).read_bytes() == pixels
+    pixels, checksum, decoded = open_counted(pairs)
+    assert pixels == whole_pixels(pairs) and decoded == list("0123456")
+    assert open_counted(pairs) == (pixels, checksum, [])
 
 
-def test_half_made_store_is_completed_and_damaged_parts_are_decoded_again(make_list, monkeypatch):
+def test_a_changed_file_or_list_gets_a_store_of_its_own(make_list):
     pairs = read_list(make_list())
-    whole = open_store(pairs).read_bytes()
+    open_counted(pairs)
+    write_image(pairs[2].lr, 255 - read_pair(pairs[2])[0])  # the same size in pixels
+    pixels, _, decoded = open_counted(pairs)
+    assert pixels == whole_pixels(pairs) and decoded == list("0123456") and len(folders()) == 2
+    open_counted(pairs[:-1])
+    assert len(folders()) == 3
 
-    folder = open_store(pairs, folder="other").parent
-    (folder / "pixels.bin").rename(folder / "pixels.partial")
-    offsets = datasets._offsets(pairs, 4)
-    with open(folder / "pixels.partial", "r+b") as file:
-        file.write(b"damaged")  # image 0, though the journal says that it is done
-    crcs = [
-        datasets.zlib.crc32(whole[offsets[2 * i] : offsets[2 * i + 2]]) for i in range(len(pairs))
-    ]
-    journal = "".join(f"{i} {crcs[i]:08x}\n" for i in (0, 1, 4))
-    (folder / "journal.txt").write_text(journal + f"5 {crcs[5]:08x}")  # the last line is not whole
 
-    decoded = []
-    read_pair = datasets.read_pair
-    monkeypatch.setattr(
-        datasets,
-        "read_pair",
-        lambda pair, scale: decoded.append(pair.name) or read_pair(pair, scale),
-    )
-    assert open_store(pairs, folder="other").read_bytes() == whole
-    assert sorted(decoded) == ["0", "2", "3", "5", "6"]
+def test_checksum_identifies_pixels_not_paths(make_list):
+    here, there = (PatchDataset(make_list(folder=name), crop_size=28) for name in ("one", "two"))
+    assert here.checksum == there.checksum and re.fullmatch("[0-9a-f]{16}", here.checksum)
+    assert len(folders("data/cache")) == 2
+    image = np.array(Image.open("two/6.png"))
+    image[-1, -1, -1] ^= 1
+    write_image("two/6.png", image)
+    assert PatchDataset("two.csv", crop_size=28).checksum != here.checksum
+
+
+@pytest.mark.parametrize("place", [0, 5000, -1])
+def test_a_flipped_byte_in_the_store_is_noticed_and_repaired(make_list, place):
+    pairs = read_list(make_list())
+    pixels, checksum, _ = open_counted(pairs)
+    [folder] = folders()
+    damaged = bytearray(pixels)
+    damaged[place] ^= 1
+    (folder / "pixels.bin").write_bytes(damaged)
+    ends = np.cumsum([3 * 17 * h * w for h, w in SIZES])
+    image = str(np.searchsorted(ends, place % len(pixels), side="right"))
+    with pytest.warns(UserWarning, match=f"images/{image}_HR.png is damaged"):
+        assert open_counted(pairs) == (pixels, checksum, [image])
+    assert open_counted(pairs)[2] == []
+
+
+def test_a_store_of_the_wrong_size_is_repaired(make_list):
+    pairs = read_list(make_list())
+    pixels, *_ = open_counted(pairs)
+    [folder] = folders()
+    (folder / "pixels.bin").write_bytes(pixels[:-1])
+    with pytest.warns(UserWarning, match="images/6_HR.png is damaged"):
+        assert open_counted(pairs)[0] == pixels
+    (folder / "pixels.bin").write_bytes(pixels + b"x")
+    assert open_counted(pairs)[0] == pixels
+
+
+def test_only_what_an_interrupted_run_left_out_is_decoded(make_list):
+    pairs = read_list(make_list())
+    pixels, checksum, _ = open_counted(pairs)
+    [folder] = folders()
+    lines = (folder / "checksums.txt").read_text().splitlines(keepends=True)
+    assert [line.split()[0] for line in lines] == list("0123456")
+    # image 5's line is not whole, and the file is as long as its images need
+    (folder / "checksums.txt").write_text("".join(lines[k] for k in (0, 4, 1)) + lines[5][:6])
+    (folder / "pixels.bin").write_bytes(pixels[: sum(3 * 17 * h * w for h, w in SIZES[:5])])
+    assert open_counted(pairs) == (pixels, checksum, ["2", "3", "5", "6"])
+    assert open_counted(pairs)[:2] == (pixels, checksum)
 
 
 def check_kills(make_list, kills, seed):
     pairs = read_list(make_list([(8 + k, 9) for k in range(12)]))
-    open_store(pairs, folder="undisturbed")
-    expected = contents(datasets.Path("undisturbed"))
-    lines = count_lines(lambda: open_store(pairs, folder="counted"), [datasets])
+    lines = count_lines(lambda: open_counted(pairs, "counted"), [pixel_store])
+    expected = (whole_pixels(pairs), open_counted(pairs, "counted")[1], [])
     moments = random.Random(seed)
     for k in range(kills):
-        folder = f"killed{k}"
-        decode = functools.partial(open_store, pairs, folder=folder)
-        while run_killed(decode, [datasets], moments.randint(1, lines)):
+        while run_killed(
+            lambda: open_counted(pairs, f"killed{k}"),  # noqa: B023
+            [pixel_store],
+            moments.randint(1, lines),
+        ):
             pass  # killed again and again, until it comes through
-        decode()
-        assert contents(datasets.Path(folder)) == expected
+        assert open_counted(pairs, f"killed{k}") == expected
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+@NEEDS_FORK
 def test_killed_while_decoding_ends_in_the_same_bytes(make_list):
     check_kills(make_list, 3, seed=0)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+@NEEDS_FORK
 def test_killed_while_decoding_at_many_moments(make_list):
     check_kills(make_list, 20, seed=1)
 
 
-def test_full_disk_is_told_before_decoding(make_list, monkeypatch):
+@NEEDS_FORK
+def test_of_several_processes_one_decodes(make_list):
     pairs = read_list(make_list())
-    usage = datasets.shutil.disk_usage(".")._replace(free=1000)
-    monkeypatch.setattr(datasets.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"need .* GB .* left.*cache=False"):
-        open_store(pairs)
+    fork = multiprocessing.get_context("fork")
+    decoded = fork.Queue()
+    processes = [
+        fork.Process(target=lambda: [decoded.put(name) for name in open_counted(pairs)[2]])
+        for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    names = sorted(decoded.get() for _ in pairs)
+    for process in processes:
+        process.join()
+    assert all(process.exitcode == 0 for process in processes) and decoded.empty()
+    assert names == list("0123456") and open_counted(pairs)[0] == whole_pixels(pairs)
 
 
-def test_says_how_much_it_decodes(make_list, capsys):
-    PatchDataset(make_list([(100, 200)] * 5), crop_size=96)
-    assert "Decoding 5 images once into data/cache/" in (out := capsys.readouterr().out)
-    assert f"{5 * 100 * 200 * 3 * 17 / 1e9:.2f} GB" in out
+def test_a_full_disk_is_told_before_decoding(make_list, monkeypatch, capsys):
+    dataset = PatchDataset(make_list([(100, 200)] * 5), crop_size=96)
+    usage = shutil.disk_usage(".")._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"0\.01 GB, the disk has 0\.00 GB left; delete folders in"):
+        dataset[0]
+    assert "Decoding 5 images once into data/cache/" in capsys.readouterr().out
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Lists and pairs
+# --- lists and pairs -----------------------------------------------------------------------------
 
 
 def test_pairs_are_whole_images_cut_to_whole_lr_pixels(make_list):
-    pairs = PairDataset(make_list(cut=(3, 2)))
+    pairs = PairDataset(make_list(extra=(3, 2)))
     assert len(pairs) == len(SIZES)
     for k, (name, lr, hr) in enumerate(pairs):
-        assert name == str(k) and lr.shape == (*SIZES[k], 3) and lr.dtype == hr.dtype == np.uint8
-        assert np.array_equal(hr, lr.repeat(4, axis=0).repeat(4, axis=1))
+        assert name == str(k) and lr.dtype == hr.dtype == np.uint8
+        assert np.array_equal(lr, np.array(Image.open(f"images/{k}.png")))
+        assert np.array_equal(hr, np.array(Image.open(f"images/{k}_HR.png"))[:-3, :-2])
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
         (None, "no such list.*create_data_lists.py"),
-        ("", "has the columns.*expected.*create_data_lists.py"),
+        ("", "lists no images.*create_data_lists.py"),
         ("hr,lr,width,height\n", "lists no images"),
-        ("hr,lr\na,b\n", "has the columns"),
-        ("hr,lr,width,height\nimages/0_HR.png,images/0.png,40\n", "line 2"),
-        ("hr,lr,width,height\nimages/0_HR.png,images/0.png,40,48,1\n", "line 2"),
-        ("hr,lr,width,height\nimages/0_HR.png,images/0.png,40,many\n", "line 2"),
-        ("hr,lr,width,height\nimages/0_HR.png,,40,48\n", "line 2"),
-        (
-            "hr,lr,width,height\nimages/9_HR.png,images/0.png,40,48\n",
-            "images/9_HR.png: no such file.*bad.csv",
-        ),
-        (
-            "hr,lr,width,height\nimages/0_HR.png,images/9.png,40,48\n",
-            "images/9.png: no such file.*bad.csv",
-        ),
+        ("hr,lr\na,b\n", "line 2: expected the columns hr, lr .*create_data_lists.py"),
+        ("hr,lr,width,height\nimages/0_HR.png,images/0.png,40\n", "line 2: expected"),
+        ("hr,lr,width,height\nimages/0_HR.png,images/0.png,40,many\n", "line 2: expected"),
+        ("hr,lr,width,height\nimages/9_HR.png,images/0.png,40,48\n", "9_HR.png: no such.*bad.csv"),
+        ("hr,lr,width,height\nimages/0_HR.png,images/9.png,40,48\n", "9.png: no such.*bad.csv"),
+        ("hr,lr,width,height\nimages/0_HR.png,,40,48\n", "no such file, though bad.csv"),
     ],
 )
 @pytest.mark.parametrize("dataset", [PatchDataset, PairDataset])
 def test_bad_lists_are_explained(make_list, dataset, text, message):
     make_list()
     if text is not None:
-        datasets.Path("bad.csv").write_text(text)
+        Path("bad.csv").write_text(text)
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         dataset("bad.csv")
 
 
-def test_changed_image_is_explained(make_list):
+def test_a_changed_image_is_explained(make_list):
     list_file = make_list()
     write_image("images/3.png", np.zeros((5, 5, 3), np.uint8))
     message = "images/3.png: has 5 x 5 pixels, its list says 7 x 25.*create_data_lists.py"
     with pytest.raises(ValueError, match=message):
-        PatchDataset(list_file, crop_size=28)
+        PatchDataset(list_file, crop_size=28)[0]
     with pytest.raises(ValueError, match=message):
         PairDataset(list_file)[3]
 
 
-def test_damaged_image_is_named(make_list):
+def test_a_damaged_image_is_named(make_list):
     list_file = make_list()
-    path = datasets.Path("images/2_HR.png")
+    path = Path("images/2_HR.png")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(OSError, match="2_HR"):
-        PatchDataset(list_file, crop_size=28)
+        PatchDataset(list_file, crop_size=28)[0]
 
 
-def test_list_edited_in_a_spreadsheet(make_list):
-    text = datasets.Path(make_list()).read_text()
-    datasets.Path("edited.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    assert read_list("edited.csv") == read_list("list.csv")
+def test_a_list_edited_in_a_spreadsheet_is_read(make_list):
+    text = Path(make_list()).read_text()
+    Path("edited.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert read_list("edited.csv") == read_list("images.csv")
+
+
+def test_the_shared_images_are_a_list(images):
+    dataset = PatchDataset(images, crop_size=16, patches_per_image=4, cache=images.parent / "cache")
+    lr, hr = next(PatchLoader(dataset, 16).epoch(0))
+    # LR is the mean of 4 x 4 HR pixels, rounded.
+    assert (torch.nn.functional.avg_pool2d(hr, 4) - lr).abs().max() < 0.6 / 255
