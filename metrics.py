@@ -69,10 +69,10 @@ def lpips_distance(device="cpu") -> Callable[[np.ndarray, np.ndarray], float]:
         import lpips
 
         network = lpips.LPIPS(net="alex", verbose=False).to(device).eval().requires_grad_(False)
-    except Exception as error:  # no package, no network, a torchvision that does not fit this torch
+    except Exception as error:  # also RuntimeError of a wrong torchvision, URLError of no network
         raise ImportError(
-            f"LPIPS cannot be used ({type(error).__name__}: {error}). It needs `pip install lpips` "
-            "and, once, a network: torchvision downloads AlexNet's weights (233 MB)."
+            f"LPIPS cannot be used ({type(error).__name__}: {error}). It needs `pip install lpips`,"
+            " a torchvision that fits torch and, once, a network for AlexNet's weights (233 MB)."
         ) from error
 
     def distance(sr, hr):
