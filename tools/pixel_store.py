@@ -64,7 +64,6 @@ def open_store(
             if sum(missing) + SPARE_DISK > free:
                 raise OSError(f"{folder}: {need}; delete folders in {cache} that are not in use")
         pixels.touch()
-        os.truncate(pixels, starts[-1])  # the full size at once: every pair has its place
         crcs = []
         with open(checksums, "a") as log:
             results = tqdm(pool.map(ensure, range(len(pairs))), "images", len(pairs), delay=2)
