@@ -1,6 +1,7 @@
 """The rating page in a real browser, by clicks and by keys, on screens of several densities.
 
-Skipped where Chromium or Chrome, its driver (chromedriver, Debian: chromium-driver) or the package selenium is missing.
+Skipped where Chromium or Chrome, its driver (chromedriver, Debian: chromium-driver) or the package
+selenium is missing.
 """
 
 import base64
@@ -60,8 +61,12 @@ class Rater:
     def wait(self):
         """Until an image or the last page is there."""
         self.run("""
-          const seen = () => picture.checkVisibility({visibilityProperty: true}) || end.checkVisibility();
-          return new Promise(done => { const look = () => seen() ? done() : setTimeout(look, 5); look(); });
+          const seen = () => picture.checkVisibility({visibilityProperty: true})
+                             || end.checkVisibility();
+          return new Promise(done => {
+            const look = () => seen() ? done() : setTimeout(look, 5);
+            look();
+          });
         """)
 
     def start(self, name="Anna"):
@@ -89,7 +94,7 @@ class Rater:
         return self.driver.execute_script(script, *arguments)
 
     def shown(self):
-        """(code of the image on the screen, its PNG): by its pixels, as a person would recognise it."""
+        """(code of the image on the screen, its PNG)."""
         return self.run("return order[position]"), base64.b64decode(
             self.find("picture").get_attribute("src").split(",")[1]
         )
@@ -102,26 +107,14 @@ class Rater:
 def browser(folder, *arguments):
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
-    for argument in [
-        *(
-            "headless",
-            "disable-gpu",
-            "disable-quic",
-            "no-first-run",
-            "disable-background-networking",
-            "lang=en-US",
-        ),
-        *(
-            "disable-component-update",
-            "disable-sync",
-            "force-color-profile=srgb",
-            f"user-data-dir={folder / 'profile'}",
-        ),
-        *(
-            ["no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        ),  # Chromium refuses it for root
-        *arguments,
-    ]:
+    arguments = [
+        *arguments, "headless", "disable-gpu", "disable-quic", "disable-background-networking",
+        "disable-component-update", "disable-sync", "no-first-run", "lang=en-US",
+        "force-color-profile=srgb", f"user-data-dir={folder / 'profile'}",
+    ]  # fmt: skip
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        arguments.append("no-sandbox")  # Chromium refuses its sandbox for root
+    for argument in arguments:
         options.add_argument(f"--{argument}")
     (folder / "downloads").mkdir()
     options.add_experimental_option(
@@ -179,9 +172,12 @@ def finished_download(rater):
     for file in rater.driver.downloads.iterdir():
         file.unlink()
     rater.click("download")
-    complete = lambda file: file.read_bytes().endswith(b"}")  # noqa: E731  (the browser begins with an empty file)
-    wait = WebDriverWait(rater.driver, 30, poll_frequency=0.02)
-    return wait.until(lambda _: next(filter(complete, rater.driver.downloads.glob("*.json")), None))
+
+    def complete_file(_):  # the browser begins with an empty file
+        files = rater.driver.downloads.glob("*.json")
+        return next((file for file in files if file.read_bytes().endswith(b"}")), None)
+
+    return WebDriverWait(rater.driver, 30, poll_frequency=0.02).until(complete_file)
 
 
 def rate_all(rater, page, opinion=GOOD):
@@ -190,7 +186,7 @@ def rate_all(rater, page, opinion=GOOD):
         rater.press(str(opinion[versions[rater.shown()[0]][0]]))
 
 
-# -- rating -----------------------------------------------------------------------------------------------------------
+# --- rating --------------------------------------------------------------------------------------
 
 
 def test_a_whole_rating_by_clicks_is_scored(rater, page):
@@ -207,9 +203,9 @@ def test_a_whole_rating_by_clicks_is_scored(rater, page):
     file = finished_download(rater)
     assert file.name == f"rating-王_Anna-{data['page'][:6]}.json"
     assert rater.find("result").get_attribute("value") == file.read_text(encoding="utf-8")
-    table = mos.score([file])
-    assert {row["method"]: row["mos"] for row in table.rows} == GOOD
-    assert (table.name, table.raters, table.images, table.refused) == ("Set2", 1, 2, {})
+    scores = mos.score([file])
+    assert scores.table["MOS"].to_dict() == GOOD
+    assert (scores.name, scores.raters, scores.refused) == ("Set2", 1, {})
 
 
 def test_a_whole_rating_by_keys_with_going_back_and_a_reload(rater, page):
@@ -338,17 +334,19 @@ def test_markup_in_a_name_is_dropped_and_never_run(rater, page):
     )
 
 
-# -- what the rater sees ----------------------------------------------------------------------------------------------
+# --- what the rater sees -------------------------------------------------------------------------
 
 
 def test_pixels_read_back_from_a_canvas_are_those_of_the_png(rater, page):
     read = """
       const [code, done] = arguments, image = new Image();
       image.onload = () => {
-        const canvas = Object.assign(document.createElement("canvas"), {width: image.naturalWidth, height: image.naturalHeight});
+        const size = {width: image.naturalWidth, height: image.naturalHeight};
+        const canvas = Object.assign(document.createElement("canvas"), size);
         const context = canvas.getContext("2d");
         context.drawImage(image, 0, 0);
-        done([canvas.height, canvas.width, [...context.getImageData(0, 0, canvas.width, canvas.height).data]]);
+        const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
+        done([canvas.height, canvas.width, [...pixels]]);
       };
       image.src = "data:image/png;base64," + data.images[code];
     """
@@ -362,7 +360,7 @@ def test_pixels_read_back_from_a_canvas_are_those_of_the_png(rater, page):
 
 
 def shows_every_pixel(rater, zoom):
-    """Rate three images; the screen must show each pixel of theirs on zoom x zoom of its own, at every size of the window."""
+    """Rate three images in windows of three sizes: each pixel takes zoom x zoom of the screen."""
     rater.run("localStorage.clear()")
     rater.driver.refresh()
     rater.driver.find_elements("css selector", "#sizes button")[zoom - 1].click()
@@ -445,7 +443,7 @@ def test_turning_the_phone_keeps_the_image_in_the_middle(rater, page):
             "return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
         )
         box = rater.run(
-            "const r = picture.getBoundingClientRect(); return [r.left + r.right, stage.clientWidth]"
+            "const r = picture.getBoundingClientRect();return [r.left + r.right, stage.clientWidth]"
         )
         assert box[0] == pytest.approx(box[1], abs=1.1)
 
@@ -455,7 +453,8 @@ def test_nothing_overflows_and_touch_targets_are_large(rater, page, width):
     rater.open(page, width, 640, 2, touch=True)
     for _ in range(2):
         assert rater.run(
-            "return intro.scrollWidth <= intro.clientWidth && document.body.scrollWidth <= innerWidth"
+            "return intro.scrollWidth <= intro.clientWidth"
+            "       && document.body.scrollWidth <= innerWidth"
         )
         rater.click("language")
     rater.start()
@@ -474,7 +473,8 @@ def test_calibration_shows_nearest_neighbour_as_1_and_the_original_as_5(rater):
     captions = [c.text for c in rater.driver.find_elements("css selector", "figcaption")]
     assert captions == ["1 bad", "5 excellent"]
     sources = rater.run(
-        "return [...document.querySelectorAll('figure')].map(f => [...f.querySelectorAll('img')].map(i => i.src))"
+        "const figures = [...document.querySelectorAll('figure')];"
+        "return figures.map(f => [...f.querySelectorAll('img')].map(i => i.src))"
     )
     worst, best = (
         [np.array(Image.open(io.BytesIO(base64.b64decode(s.split(",")[1])))) for s in side]
@@ -505,7 +505,8 @@ def test_english_and_chinese(rater):
     keys = rater.run("return Object.values(TEXTS).map(t => Object.keys(t).join())")
     assert keys[0] == keys[1]
     rater.run(
-        "localStorage.clear(); Object.defineProperty(navigator, 'language', {value: 'zh-TW'}); state = fresh()"
+        "localStorage.clear();"
+        "Object.defineProperty(navigator, 'language', {value: 'zh-TW'}); state = fresh()"
     )
     assert rater.run("return state.language") == "zh"
 
@@ -513,8 +514,11 @@ def test_english_and_chinese(rater):
 def test_nothing_on_the_page_names_a_method_and_nothing_is_fetched(rater, page):
     rater.start()
     for _ in range(3):
-        visible = rater.run("const d = document.documentElement.cloneNode(true); d.querySelectorAll('script').forEach(s => "
-                            "s.remove()); return d.outerHTML.replace(/base64,[^\"]*/g, '')")  # fmt: skip
+        visible = rater.run(r"""
+          const copy = document.documentElement.cloneNode(true);
+          copy.querySelectorAll('script').forEach(script => script.remove());
+          return copy.outerHTML.replace(/base64,[^"]*/g, '');
+        """)
         for name in ["SRGAN", "bicubic", "nearest", "Set2", "wide", "high.png"]:
             assert name.lower() not in visible.lower()
         rater.press("3")
@@ -523,7 +527,10 @@ def test_nothing_on_the_page_names_a_method_and_nothing_is_fetched(rater, page):
 
 
 def test_a_browser_that_keeps_nothing_says_so_and_still_works(rater, page):
-    refuse = "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('denied', 'SecurityError'); }})"
+    refuse = """
+      const get = () => { throw new DOMException('denied', 'SecurityError'); };
+      Object.defineProperty(window, 'localStorage', {get});
+    """
     script = rater.driver.execute_cdp_cmd(
         "Page.addScriptToEvaluateOnNewDocument", {"source": refuse}
     )
