@@ -1,13 +1,13 @@
-"""Training patches a second: PNG files opened for every patch, the store, the resident sampler; and memory.
+"""Training patches a second: PNG files opened for every patch against the pixel store; and memory.
 
-    python benchmarks/data.py
+    python benchmarks/data.py [list.csv]
 
-Uses the lists in data/lists where they are (DIV2K_valid for the speed, train for the memory), else makes images of the same size.
+Takes data/lists/train.csv if no list is named, and makes images if there is none. The ways run in
+turn on the same patches, so that what else the machine does hits them alike.
 """
 
-import contextlib
-import os
-import subprocess
+import argparse
+import statistics
 import sys
 import tempfile
 import time
@@ -21,33 +21,24 @@ from skimage import data as skimage_data
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from datasets import PatchDataset, PatchLoader, open_store, read_list  # noqa: E402
+from datasets import PatchDataset, PatchLoader, read_list  # noqa: E402
 from imresize import imresize  # noqa: E402
-from utils import write_image, write_rows  # noqa: E402
+from utils import device_name, pick_device, write_image, write_rows  # noqa: E402
 
 CROP, BATCH = 96, 16
-MEMORY = """
-import sys
-from datasets import PatchDataset, PatchLoader
-loader = PatchLoader(PatchDataset(sys.argv[1], cache=sys.argv[2]), 16)
-batches = loader.epoch(0)
-for _ in range(60):
-    next(batches)
-print({line.split(":")[0]: int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("Rss")})
-"""
 
 
 class OpenedPerPatch(torch.utils.data.Dataset):
     """The usual tutorial's way to the same patches: open both PNG files, crop, flip, convert."""
 
     def __init__(self, dataset):
-        self.dataset = dataset
+        self.dataset, self.plan = dataset, dataset.plan(0)
 
     def __len__(self):
         return len(self.dataset)
 
     def __getitem__(self, i):
-        image, top, left, flip = (int(column[i]) for column in self.dataset.plan)
+        image, top, left, flip = self.plan[i]
         pair, patches = self.dataset.pairs[image], []
         for path, scale in ((pair.lr, 1), (pair.hr, 4)):
             x, y, side = left * scale, top * scale, CROP // 4 * scale
@@ -55,110 +46,83 @@ class OpenedPerPatch(torch.utils.data.Dataset):
             patch = patch[:, ::-1] if flip & 1 else patch
             patch = patch[::-1] if flip & 2 else patch
             patch = patch.swapaxes(0, 1) if flip & 4 else patch
-            patches.append(
-                torch.from_numpy(np.ascontiguousarray(patch)).permute(2, 0, 1).float().div(255)
-            )
+            patch = torch.from_numpy(np.ascontiguousarray(patch))
+            patches.append(patch.permute(2, 0, 1).float().div(255))
         return tuple(patches)
 
 
 def made_list(folder, count, height, width):
-    """A list of `count` images in `folder`: a photograph, tiled, with noise so that its PNG is as large as a real one."""
+    """A list of `count` images in `folder`: a photograph, tiled, with noise so that its PNG is as
+    large as a real one.
+    """
     random = np.random.default_rng(0)
-    tiled = np.tile(skimage_data.astronaut(), (3, 4, 1))
+    tiled = np.tile(skimage_data.astronaut(), (3, 4, 1))[:height, :width]
     rows = []
     for k in range(count):
-        hr = np.clip(
-            tiled[:height, :width] + random.integers(-3, 4, (height, width, 3)), 0, 255
-        ).astype(np.uint8)
-        write_image(f"{folder}/{k}.png", hr)
-        write_image(f"{folder}/{k}x4.png", imresize(hr, 0.25))
-        rows.append(
-            {
-                "hr": f"{folder}/{k}.png",
-                "lr": f"{folder}/{k}x4.png",
-                "width": width,
-                "height": height,
-            }
-        )
+        hr = np.clip(tiled + random.integers(-3, 4, tiled.shape), 0, 255).astype(np.uint8)
+        paths = {"hr": f"{folder}/{k}.png", "lr": f"{folder}/{k}x4.png"}
+        write_image(paths["hr"], hr)
+        write_image(paths["lr"], imresize(hr, 0.25))
+        rows.append({**paths, "width": width, "height": height})
     write_rows(f"{folder}/list.csv", rows)
     return f"{folder}/list.csv"
 
 
-def seconds_per_patch(batches, patches):
-    """Of an iterator over batches, after one batch to warm up."""
-    next(batches)
+def patches_per_second(batches, patches):
     begin, seen = time.perf_counter(), 0
     while seen < patches:
-        seen += len(next(batches)[0])
-    return (time.perf_counter() - begin) / seen
+        _, hr = next(batches)
+        seen += len(hr)
+    if hr.is_cuda:
+        torch.cuda.synchronize()
+    return seen / (time.perf_counter() - begin)
 
 
-def speed(list_file, cache):
-    dataset = PatchDataset(
-        list_file, crop_size=CROP, patches_per_image=20000 // len(read_list(list_file)), cache=cache
-    )
+def measure(list_file, cache, rounds=10):
+    count = 10_000 // len(read_list(list_file)) + 1
+    dataset = PatchDataset(list_file, crop_size=CROP, cache=cache, patches_per_image=count)
     opened = torch.utils.data.DataLoader(OpenedPerPatch(dataset), BATCH)
-    ways = {
-        "PNG files opened for every patch": (lambda: iter(opened), 32),
-        "store, 0 workers": (lambda: PatchLoader(dataset, BATCH).epoch(0), 8000),
-        "store, 2 workers": (lambda: PatchLoader(dataset, BATCH, num_workers=2).epoch(0), 8000),
-        "resident": (lambda: PatchLoader(dataset, BATCH, resident=True).epoch(0), 8000),
-    }
-    best = dict.fromkeys(ways, float("inf"))
-    for _ in range(3):  # the ways in turn, so that what else the machine does hits them alike
+    devices = dict.fromkeys(map(str, ("cpu", pick_device())))
+    ways = {"PNG files opened for every patch": (iter(opened), 2 * BATCH)}
+    for device in devices:
+        batches = PatchLoader(dataset, BATCH, device=device).epoch(0)
+        ways[f"store, {device_name(device)}"] = (batches, 50 * BATCH)
+    for batches, _ in ways.values():
+        next(batches)
+    rates = {way: [] for way in ways}
+    for _ in range(rounds):
         for way, (batches, patches) in ways.items():
-            best[way] = min(best[way], seconds_per_patch(batches(), patches))
-    width, height = max((pair.width, pair.height) for pair in dataset.pairs)
+            rates[way].append(patches_per_second(batches, patches))
+    megapixels = len(dataset.pixels) / 1e6
     print(
-        f"\n{CROP} x {CROP} HR and LR patches of images of up to {width} x {height}, augmented, as float batches of {BATCH}, "
-        f"{torch.get_num_threads()} thread(s), best of 3:"
+        f"\n{CROP} x {CROP} HR and LR patches of {len(dataset.pairs)} images, {megapixels:.0f} "
+        f"megapixels, as float batches of {BATCH}; median of {rounds} rounds, in turn:"
     )
-    first = next(iter(best.values()))
-    for way, taken in best.items():
-        print(f"  {way:34} {1 / taken:9,.0f} patches/s  {first / taken:8.1f} x")
-
-
-def memory(list_file, cache, folder):
-    lines = Path(list_file).read_text().splitlines()
-    print(
-        "\nMemory of a process after 60 batches, in MiB (anonymous: its own; file: pages of the mapped store, given back"
-    )
-    print("when memory is short):")
-    for count in (10, 100, len(lines) - 1):
-        part = Path(folder) / f"{count}.csv"
-        part.write_text("\n".join(lines[: count + 1]) + "\n")
-        with contextlib.redirect_stdout(None):
-            open_store(
-                read_list(part), folder=cache
-            )  # decoded beforehand: only reading it is measured
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", MEMORY, str(part), cache]
-        out = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        rss = eval(out[-1])
-        size = sum(pair.width * pair.height * 3 * 17 / 16 for pair in read_list(part)) / 2**20
+    first, *_ = (statistics.median(of_way) for of_way in rates.values())
+    for way, of_way in rates.items():
+        rate = statistics.median(of_way)
+        print(f"  {way:40} {rate:9,.0f} patches/s  {rate / first:8.1f} x")
+    if Path("/proc/self/status").exists():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        own, mapped = (
+            next(int(line.split()[1]) / 1024 for line in lines if line.startswith(kind))
+            for kind in ("RssAnon", "RssFile")
+        )
         print(
-            f"  {count:4} images, {size:6.0f} MiB of pixels: anonymous {rss['RssAnon']:6.0f}, "
-            f"file and libraries {rss['RssFile'] + rss['RssShmem']:6.0f}"
+            f"memory: {own:.0f} MiB of the process's own, {mapped:.0f} MiB of mapped files (the "
+            "store, libraries), which the system takes back when memory is short"
         )
 
 
 def main():
-    os.chdir(ROOT)
     torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("list", nargs="?", default="data/lists/train.csv")
+    list_file = parser.parse_args().list
     with tempfile.TemporaryDirectory() as folder:
-        large, many = Path("data/lists/DIV2K_valid.csv"), Path("data/lists/train.csv")
-        speed(
-            large if large.exists() else made_list(f"{folder}/large", 3, 1356, 2040),
-            f"{folder}/cache",
-        )
-        if Path("/proc/self/status").exists():
-            memory(
-                many if many.exists() else made_list(f"{folder}/many", 290, 512, 512),
-                f"{folder}/cache",
-                folder,
-            )
+        if not Path(list_file).exists():
+            list_file = made_list(folder, 20, 1020, 1020)
+        measure(list_file, f"{folder}/cache")
 
 
 if __name__ == "__main__":
