@@ -249,10 +249,15 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> SRRe
         # The architecture is in the names and shapes. On the device "meta" nothing is allocated
         # until they have been compared.
         blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+        if len(weights) < 13 * len(blocks):  # tensors of a block: a forged file could name millions
+            raise ValueError(f"{len(blocks)} blocks in {len(weights)} tensors")
         with torch.device("meta"):
             generator = SRResNet(len(blocks), len(weights["head.0.weight"]))
+        for name, value in generator.state_dict().items():
+            if weights[name].dtype != value.dtype:
+                raise TypeError(f"{name} is {weights[name].dtype}")
         generator.load_state_dict(weights, assign=True)
-        generator.info = facts["info"]
+        generator.info = dict(facts["info"])
     except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} holds no SRResNet ({error}): {way_out}") from error
     return speed_up(generator, device).eval()

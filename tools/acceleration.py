@@ -105,7 +105,7 @@ def can_compile(device: torch.device) -> bool:
         x = torch.ones(8, device=device, requires_grad=True)
         torch.compile(lambda x: (2 * x).relu().sum())(x).backward()
     except Exception as error:
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
         warnings.warn(f"torch.compile does not work here ({cause}): going on without", stacklevel=2)
         return False
     return True

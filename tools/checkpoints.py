@@ -79,14 +79,15 @@ def files(folder: str | Path) -> list[Path]:
 def save(
     folder: str | Path, step: int, tensors: Tensors, facts: dict[str, Any], keep_last: int = 2
 ) -> Path:
-    """Write the checkpoint of a step, then remove all but the last `keep_last`; returns its path.
+    """Write the checkpoint of a step, and keep `keep_last` up to it; returns its path.
 
     Raises:
         OSError: it cannot be written. The earlier checkpoints are still there.
     """
     path = Path(folder) / f"checkpoint-{step:09d}.safetensors"
     write(path, tensors, facts)
-    for old in files(folder)[:-keep_last]:
+    # Those of later steps are damaged: `read_latest` skipped them. They do not count.
+    for old in [old for old in files(folder) if old <= path][:-keep_last]:
         old.unlink(missing_ok=True)
     for leftover in Path(folder).glob(".tmp-*"):  # of a process that was killed while it wrote
         leftover.unlink(missing_ok=True)

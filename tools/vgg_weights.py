@@ -26,7 +26,7 @@ def load_vgg_weights(features: nn.Sequential, depth: int, weights: str) -> None:
 
     Raises:
         FileNotFoundError: there are none; says what to put where.
-        ValueError: the file lacks layers, or is no state dict.
+        ValueError: the file lacks layers, holds others, or is no state dict.
     """
     names = [f"features.{name}" for name in features.state_dict()]
     if weights in ("torchvision", "original"):
@@ -36,7 +36,10 @@ def load_vgg_weights(features: nn.Sequential, depth: int, weights: str) -> None:
     missing = [name for name in names if name not in state]
     if missing:
         raise ValueError(f"{weights} lacks {missing[0]} and {len(missing) - 1} more layers")
-    features.load_state_dict({name.removeprefix("features."): state[name] for name in names})
+    try:
+        features.load_state_dict({name.removeprefix("features."): state[name] for name in names})
+    except RuntimeError as error:
+        raise ValueError(f"{weights} does not fit VGG{depth} ({error})") from error
 
 
 def _find(depth, weights, names):
@@ -77,7 +80,10 @@ def _origin(state):
 def _read(path):
     """A state dict from a file; with `weights_only` a file cannot run code."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}")
+        return state
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such VGG weights file") from None
     except Exception as error:
