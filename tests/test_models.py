@@ -1,23 +1,20 @@
-"""The networks against the paper's figure 4 and against direct computations."""
+"""The networks against figure 4 of the paper and direct computations; generator files, mixtures."""
+
+import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import VGG_TABLE, M, trained_generator
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
-import models
-from models import (
-    Discriminator,
-    SRResNet,
-    VGGFeatures,
-    convolve_shuffled,
-    load_generator,
-    save_generator,
-)
+from models import Discriminator, SRResNet, VGGFeatures, interpolate, load_generator, save_generator
+from tools import checkpoints
 
 
 def layers(network):
-    """What figure 4 writes on its boxes: kind, and for a convolution kernel, width (n) and stride."""
+    """The boxes of figure 4: kind, and of a convolution kernel (k), width (n) and stride (s)."""
     rows = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -35,363 +32,375 @@ def layers(network):
     return rows
 
 
-def test_generator_is_figure_4():
+def norm(x, state, name):
+    """Batch norm in eval mode, from a state dict."""
+    keys = ("running_mean", "running_var", "weight", "bias")
+    return F.batch_norm(x, *[state[f"{name}.{key}"] for key in keys], eps=1e-5)
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- generator ------------------------------------------------------------------------------------
+
+
+def test_generator_has_the_layers_of_figure_4():
     block = ["k3n64s1", "BN", "PReLU", "k3n64s1", "BN"]
     sub_pixel = ["k3n256s1", "shuffle x2", "PReLU"]
-    assert layers(SRResNet()) == ["k9n64s1", "PReLU"] + 16 * block + [
-        "k3n64s1",
-        "BN",
-    ] + 2 * sub_pixel + ["k9n3s1"]
+    head, after_blocks, tail = ["k9n64s1", "PReLU"], ["k3n64s1", "BN"], ["k9n3s1"]
+    assert layers(SRResNet()) == head + 16 * block + after_blocks + 2 * sub_pixel + tail
 
 
-def test_discriminator_is_figure_4():
+def test_generator_computes_figure_4():
+    generator = trained_generator(0, blocks=3).double()
+    state, lr = generator.state_dict(), torch.rand(2, 3, 5, 7, dtype=torch.float64)
+
+    def conv(x, name):
+        weight = state[f"{name}.weight"]
+        return F.conv2d(x, weight, state.get(f"{name}.bias"), padding=weight.shape[-1] // 2)
+
+    def prelu(x, name):
+        return torch.where(x > 0, x, x * state[f"{name}.weight"])
+
+    features = x = prelu(conv(lr, "head.0"), "head.1")
+    for k in range(3):
+        body = f"blocks.{k}.body"
+        y = prelu(norm(conv(x, f"{body}.0"), state, f"{body}.1"), f"{body}.2")
+        x = x + norm(conv(y, f"{body}.3"), state, f"{body}.4")
+    x = features + norm(conv(x, "after_blocks.0"), state, "after_blocks.1")
+    for k in range(2):
+        x = prelu(F.pixel_shuffle(conv(x, f"upsample.{k}.0"), 2), f"upsample.{k}.2")
+    torch.testing.assert_close(generator(lr), (conv(x, "tail") + 1) / 2, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (7, 13), (24, 24), (1, 30)])
+def test_sr_is_four_times_as_high_and_wide(h, w):
+    assert SRResNet(2, 8).eval()(torch.rand(2, 3, h, w)).shape == (2, 3, 4 * h, 4 * w)
+
+
+def test_parameter_counts():
+    def count(network):
+        return sum(parameter.numel() for parameter in network.parameters())
+
+    # The published 1,549,462, without the 33 x 64 biases that batch norm would cancel.
+    assert count(SRResNet()) == 1_549_462 - 33 * 64
+    widths = [64, 64, 128, 128, 256, 256, 512, 512]
+    convolutions = 3 * 64 * 9 + 64 + sum(9 * widths[k] * widths[k + 1] for k in range(7))
+    dense = 512 * 36 * 1024 + 1024 + 1024 + 1
+    assert count(Discriminator()) == convolutions + 2 * sum(widths[1:]) + dense
+
+
+@pytest.mark.parametrize("bad", [dict(num_blocks=0), dict(num_channels=2), dict(init="zeros")])
+def test_generator_refuses_arguments_out_of_range(bad):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))}.*not .*{next(iter(bad.values()))}"):
+        SRResNet(**bad)
+
+
+def test_interpolator_starts_as_bilinear_upsampling():
+    torch.manual_seed(0)
+    lr = torch.rand(1, 3, 20, 17)
+    generator = SRResNet(init="interpolator").eval()
+    inner = (..., slice(8, -8), slice(8, -8))  # near the border the network sees zeros outside
+    bilinear = F.interpolate(lr, scale_factor=4, mode="bilinear")
+    assert (generator(lr) - bilinear)[inner].abs().max() < 0.03
+    nn.init.zeros_(generator.tail.weight[:, 3:])  # without the other maps' small weights: exactly
+    torch.testing.assert_close(generator(lr)[inner], bilinear[inner], rtol=0, atol=1e-6)
+
+
+def test_interpolator_starts_without_checkerboard_and_with_gradients():
+    torch.manual_seed(0)
+    generator = SRResNet(2, 8, init="interpolator")
+    for conv, _, _ in generator.upsample:
+        for k in (1, 2, 3):  # ICNR: the four sub-pixels of a map are alike
+            assert torch.equal(conv.weight[0::4], conv.weight[k::4])
+    optimizer = torch.optim.SGD(generator.parameters(), lr=0.1)
+    for _ in range(3):  # behind two gains of 0, the blocks' other weights wait for two steps
+        optimizer.zero_grad()
+        generator(torch.rand(2, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+    for name, parameter in generator.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+
+
+# --- discriminator --------------------------------------------------------------------------------
+
+
+def test_discriminator_has_the_layers_of_figure_4():
     expected = ["k3n64s1", "leaky 0.2"]
     for name in ["k3n64s2", "k3n128s1", "k3n128s2", "k3n256s1", "k3n256s2", "k3n512s1", "k3n512s2"]:
         expected += [name, "BN", "leaky 0.2"]
     assert layers(Discriminator()) == [*expected, "dense 1024", "leaky 0.2", "dense 1"]
 
 
-def test_parameter_counts():
-    count = lambda network: sum(p.numel() for p in network.parameters())  # noqa: E731
-    assert (
-        count(SRResNet()) == 1_547_350
-    )  # the published 1,549,462 less 33 x 64 biases that batch norm would cancel
-    convolutions = (
-        3 * 64 * 9
-        + 64
-        + 9
-        * sum(
-            a * b
-            for a, b in zip(
-                [64, 64, 128, 128, 256, 256, 512], [64, 128, 128, 256, 256, 512, 512], strict=True
-            )
-        )
-    )
-    norms = 2 * sum([64, 128, 128, 256, 256, 512, 512])
-    assert count(Discriminator()) == convolutions + norms + (512 * 36 * 1024 + 1024) + (1024 + 1)
-
-
-@pytest.mark.parametrize(("h", "w"), [(1, 1), (7, 13), (24, 24), (1, 30)])
-def test_generator_shapes(h, w):
-    assert SRResNet(2, 8).eval()(torch.rand(2, 3, h, w)).shape == (2, 3, 4 * h, 4 * w)
-
-
-def test_generator_skips():
-    """Each residual block adds to its input, and the trunk to the head's output: with gains of 0 only the skips remain."""
-    generator = SRResNet(3, 8).eval()
-    for block in generator.blocks:
-        nn.init.zeros_(block.body[4].weight)
-    nn.init.zeros_(generator.after_blocks[1].weight)
-    lr = torch.rand(1, 3, 6, 5)
-    expected = (generator.tail(generator.upsample(generator.head(lr))) + 1) / 2
-    assert torch.allclose(generator(lr), expected, atol=1e-6)
-    nn.init.ones_(generator.blocks[1].body[4].weight)
-    nn.init.ones_(generator.after_blocks[1].weight)
-    assert not torch.allclose(generator(lr), expected, atol=1e-3)
-
-
-@pytest.mark.parametrize("side", [9, 5, 1])
-@pytest.mark.parametrize(("h", "w"), [(7, 5), (4, 6), (1, 1), (1, 9)])
-def test_convolution_of_the_shuffled_without_shuffling(side, h, w):
-    """Values and all gradients are those of the plain way: shuffle, then convolve."""
+def test_discriminator_computes_the_logits_of_figure_4():
+    """Of a 96 x 96 crop: there is no pooling and no sigmoid in the figure's network up to there."""
     torch.manual_seed(0)
-    conv = nn.Conv2d(3, 2, side, padding=side // 2).double()
-    x = torch.randn(2, 12, h, w, dtype=torch.float64, requires_grad=True)
-    probe = torch.randn(2, 2, 2 * h, 2 * w, dtype=torch.float64)
-    plain, fast = conv(F.pixel_shuffle(x, 2)), convolve_shuffled(x, conv)
-    assert fast.shape == plain.shape
-    assert torch.allclose(fast, plain, rtol=0, atol=1e-12)
-    inputs = (x, conv.weight, conv.bias)
-    for got, expected in zip(
-        torch.autograd.grad((fast * probe).sum(), inputs),
-        torch.autograd.grad((plain * probe).sum(), inputs),
-        strict=True,
-    ):
-        assert torch.allclose(got, expected, rtol=0, atol=1e-10)
-    # It does see which sub-pixel is which: rows and columns of a pixel exchanged give something else.
-    exchanged = x.detach().view(2, 3, 2, 2, h, w).transpose(2, 3).reshape(x.shape)
-    assert not torch.allclose(convolve_shuffled(exchanged, conv), plain, atol=1e-3)
-
-
-def test_generator_is_the_plain_chain_of_its_layers():
-    """Also in training mode, where the gradients count: what the paper draws, layer after layer."""
-    torch.manual_seed(0)
-    generator = SRResNet(2, 8, init="interpolator").double()
-    nn.init.uniform_(generator.after_blocks[1].weight)
-    lr = torch.rand(2, 3, 5, 7, dtype=torch.float64)
-    features = generator.head(lr)
-    features = features + generator.after_blocks(generator.blocks(features))
-    plain = (generator.tail(generator.upsample(features)) + 1) / 2
-    assert torch.allclose(generator(lr), plain, rtol=0, atol=1e-12)
-    gradients = [
-        torch.autograd.grad(sr.square().sum(), generator.parameters())
-        for sr in (generator(lr), plain)
-    ]
-    for got, expected in zip(*gradients, strict=True):
-        assert torch.allclose(got, expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("bad", [dict(num_blocks=0), dict(num_channels=2), dict(init="zeros")])
-def test_generator_refuses(bad):
-    with pytest.raises(ValueError, match="SRResNet"):
-        SRResNet(**bad)
-
-
-def test_interpolator_begins_as_bilinear():
-    torch.manual_seed(0)
-    lr = torch.rand(1, 3, 20, 17)
-    generator = SRResNet(init="interpolator").eval()
-    inner = (..., slice(8, -8), slice(8, -8))  # at the rim the network sees zeros outside
-    bilinear = F.interpolate(lr, scale_factor=4, mode="bilinear")
-    assert (generator(lr) - bilinear)[inner].abs().max() < 0.03
-    nn.init.zeros_(
-        generator.tail.weight[:, 3:]
-    )  # without the small weights of the other maps: exactly
-    assert torch.allclose(generator(lr)[inner], bilinear[inner], atol=1e-6)
-
-
-def test_interpolator_starts_without_checkerboard_and_with_gradients():
-    generator = SRResNet(2, 8, init="interpolator")
-    for conv, _, _ in generator.upsample:
-        assert torch.equal(
-            conv.weight[0::4], conv.weight[3::4]
-        )  # ICNR: the four sub-pixels of a map are alike
-    generator(torch.rand(2, 3, 8, 8)).square().mean().backward()
-    moved = {
-        name
-        for name, p in generator.named_parameters()
-        if p.grad is not None and p.grad.abs().max() > 0
-    }
-    assert {"tail.weight", "head.0.weight", "after_blocks.1.weight"} <= moved
+    discriminator = Discriminator(4)
+    discriminator(torch.rand(4, 3, 96, 96))  # other batch-norm statistics than at first
+    discriminator = discriminator.double().eval()
+    state, image = discriminator.state_dict(), torch.rand(2, 3, 96, 96, dtype=torch.float64)
+    convolutions = [name for name, value in state.items() if value.dim() == 4]
+    x = 2 * image - 1
+    for k, name in enumerate(convolutions):
+        x = F.conv2d(x, state[name], stride=1 + k % 2, padding=1)
+        if k == 0:
+            x = x + state["features.0.bias"].view(1, -1, 1, 1)
+        else:
+            index = int(name.split(".")[1])
+            x = norm(x, state, f"features.{index + 1}")
+        x = torch.maximum(x, 0.2 * x)
+    x = x.flatten(1) @ state["classifier.1.weight"].T + state["classifier.1.bias"]
+    x = torch.maximum(x, 0.2 * x)
+    logits = (x @ state["classifier.3.weight"].T + state["classifier.3.bias"]).squeeze(1)
+    torch.testing.assert_close(discriminator(image), logits, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [16, 96, 128, 131])
-def test_discriminator_gives_logits(size):
-    logits = Discriminator(8)(4 * torch.randn(2, 3, size, size))
-    assert logits.shape == (2,)
-    layers_after = [m for m in Discriminator(8).modules() if isinstance(m, nn.Sigmoid)]
-    assert not layers_after
+def test_discriminator_takes_crops_of_other_sizes(size):
+    assert Discriminator(8)(torch.rand(2, 3, size, size)).shape == (2,)
 
 
-def test_discriminator_pooling_leaves_96_as_it_is():
-    discriminator = Discriminator(8).eval()
-    image = torch.rand(1, 3, 96, 96)
-    features = discriminator.features(2 * image - 1)
-    assert features.shape[-2:] == (6, 6)
-    assert torch.equal(discriminator.classifier(features).squeeze(1), discriminator(image))
+# --- VGG features ---------------------------------------------------------------------------------
+
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)  # ImageNet's
+STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+ALL_PHI = {
+    depth: [(i, j) for i, n in enumerate(counts, 1) for j in range(1, n + 1)]
+    for depth, counts in {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}.items()
+}
 
 
-# --- VGG19 ---
-
-# (convolution widths before each pooling) written out once more, from Simonyan and Zisserman's table 1, column E
-TABLE_E = [
-    64,
-    64,
-    "M",
-    128,
-    128,
-    "M",
-    256,
-    256,
-    256,
-    256,
-    "M",
-    512,
-    512,
-    512,
-    512,
-    "M",
-    512,
-    512,
-    512,
-    512,
-    "M",
-]
+@pytest.fixture(scope="module")
+def image():
+    return torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
 
 
-def vgg_reference(i, j, state):
-    """phi_ij straight from the table and torch.nn.functional; also the keys that it needs."""
-
-    def phi(x):
-        x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
-            [0.229, 0.224, 0.225]
-        ).view(3, 1, 1)
-        index, block, nth = 0, 1, 0
-        for entry in TABLE_E:
-            if entry == "M":
-                x, index, block, nth = F.max_pool2d(x, 2), index + 1, block + 1, 0
+@pytest.fixture(scope="module")
+def phi_by_table(vgg_folder, image):
+    """{(depth, i, j): phi_ij of `image`}, computed straight along the table."""
+    found = {}
+    for depth, table in VGG_TABLE.items():
+        state = torch.load(vgg_folder / f"vgg{depth}.pth", weights_only=True)
+        x, index, i, j = (image - MEAN) / STD, 0, 1, 0
+        for entry in table:
+            if entry == M:
+                x, index, i, j = F.max_pool2d(x, 2), index + 1, i + 1, 0
                 continue
-            x = F.relu(
-                F.conv2d(
-                    x, state[f"features.{index}.weight"], state[f"features.{index}.bias"], padding=1
-                )
-            )
-            index, nth = index + 2, nth + 1
-            if (block, nth) == (i, j):
-                return x
-        raise AssertionError
-
-    return phi
-
-
-@pytest.fixture(scope="module")
-def vgg_state():
-    generator = torch.Generator().manual_seed(0)
-    state, index, previous = {}, 0, 3
-    for entry in TABLE_E:
-        if entry == "M":
-            index += 1
-            continue
-        width = entry
-        state[f"features.{index}.weight"] = (
-            torch.randn(width, previous, 3, 3, generator=generator) / (3 * previous**0.5) * 1.4
-        )
-        state[f"features.{index}.bias"] = 0.1 * torch.randn(width, generator=generator)
-        previous, index = width, index + 2
-    return state
-
-
-@pytest.fixture(scope="module")
-def vgg_file(vgg_state, tmp_path_factory):
-    path = tmp_path_factory.mktemp("vgg") / "vgg19.pth"
-    torch.save(vgg_state, path)
-    return path
-
-
-ALL_PHI = [(i, j) for i, count in enumerate([2, 2, 4, 4, 4], start=1) for j in range(1, count + 1)]
-
-
-@pytest.mark.parametrize(("i", "j"), ALL_PHI)
-def test_every_phi_equals_a_direct_computation(i, j, vgg_state, vgg_file):
-    image = torch.rand(1, 3, 32, 48)
-    features = VGGFeatures(i, j, vgg_file)(image)
-    assert features.shape[-2:] == (32 // 2 ** (i - 1), 48 // 2 ** (i - 1))
-    assert torch.allclose(features, vgg_reference(i, j, vgg_state)(image), rtol=1e-4, atol=1e-4)
-    assert (features >= 0).all()
-    assert (features > 0).any()  # after the activation
-
-
-def test_average_pooling(vgg_state, vgg_file):
-    """phi_21 by hand with a mean in the pooling's place."""
-    image = torch.rand(1, 3, 16, 24)
-    x = (image - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
-        [0.229, 0.224, 0.225]
-    ).view(3, 1, 1)
-    for index in (0, 2, 5):
-        x = x if index < 5 else x.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
-        x = F.conv2d(
-            x, vgg_state[f"features.{index}.weight"], vgg_state[f"features.{index}.bias"], padding=1
-        ).relu()
-    assert torch.allclose(VGGFeatures(2, 1, vgg_file, "avg")(image), x, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(VGGFeatures(2, 1, vgg_file)(image), x, rtol=1e-2, atol=1e-2)
-    with pytest.raises(ValueError, match="pooling"):
-        VGGFeatures(2, 1, vgg_file, "mean")
-
-
-def test_vgg_is_a_frozen_yardstick(vgg_file):
-    features = VGGFeatures(2, 2, vgg_file)
-    assert not any(p.requires_grad for p in features.parameters())
-    assert not features.train().training
-    image = torch.rand(1, 3, 16, 16, requires_grad=True)
-    features(image).sum().backward()
-    assert image.grad.abs().max() > 0  # but what is measured by it does get a gradient
-
-
-@pytest.mark.parametrize(("i", "j"), [(0, 1), (6, 1), (1, 3), (2, 0), (5, 5)])
-def test_there_is_no_such_phi(i, j):
-    with pytest.raises(ValueError, match=f"no phi_{i}{j}"):
-        VGGFeatures(i, j)
-
-
-def test_a_partial_file_serves_the_layers_it_has(vgg_state, tmp_path):
-    path = tmp_path / "vgg19_part.pth"
-    torch.save(
-        {key: value for key, value in vgg_state.items() if int(key.split(".")[1]) <= 10}, path
-    )
-    assert VGGFeatures(3, 1, path).source == "vgg19_part.pth"
-    with pytest.raises(ValueError, match=r"vgg19_part.pth lacks features.12.weight"):
-        VGGFeatures(5, 4, path)
-
-
-def test_weights_are_found_or_asked_for(vgg_state, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "VGG_FOLDER", tmp_path)
-    calls = []
-    monkeypatch.setattr(models, "_torchvision_weights", lambda: calls.append(1) or vgg_state)
-    assert VGGFeatures(2, 2).source == "torchvision"  # no file of one's own: torchvision's
-    torch.save(
-        {key: value for key, value in vgg_state.items() if int(key.split(".")[1]) <= 7},
-        tmp_path / "vgg19_small.pth",
-    )
-    assert VGGFeatures(2, 2).source == "vgg19_small.pth"
-    assert VGGFeatures(5, 4).source == "torchvision"  # the file does not reach so far
-    assert len(calls) == 2
-
-
-def test_without_any_weights_the_error_says_what_to_put_where(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "VGG_FOLDER", tmp_path)
-    monkeypatch.setitem(
-        __import__("sys").modules, "torchvision.models", None
-    )  # as if it could not be imported
-    with pytest.raises(
-        FileNotFoundError, match=r"vgg19-dcbb9e9d\.pth into the folder checkpoints/"
-    ):
-        VGGFeatures(5, 4)
-
-
-def test_a_weights_file_cannot_run_code(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "was_here"), "w"))
-
-    path = tmp_path / "vgg19_evil.pth"
-    torch.save({"features.0.weight": Evil()}, path)
-    with pytest.raises(ValueError, match="not a readable state dict"):
-        VGGFeatures(1, 1, path)
-    assert not (tmp_path / "was_here").exists()
-
-
-# --- generator files ---
-
-
-def test_saved_generator_comes_back(tmp_path):
-    generator = SRResNet(2, 8)
-    generator(torch.rand(2, 3, 8, 8))  # so that the batch-norm statistics are not the initial ones
-    path = tmp_path / "new" / "generator.safetensors"
-    save_generator(path, generator, steps=7)
-    again = load_generator(path)
-    lr = torch.rand(1, 3, 5, 6)
-    assert torch.allclose(
-        again(lr), generator.eval()(lr), atol=1e-6
-    )  # channels last may sum in another order
-    assert not again.training
-    assert again.info == {"steps": 7}
+            weight, bias = (state[f"features.{index}.{kind}"] for kind in ("weight", "bias"))
+            x, index, j = F.conv2d(x, weight, bias, padding=1).clamp(min=0), index + 2, j + 1
+            found[depth, i, j] = x
+    return found
 
 
 @pytest.mark.parametrize(
-    "kind", ["missing", "empty", "truncated", "text", "other", "architecture", "pickle"]
+    ("depth", "i", "j"), [(depth, i, j) for depth in ALL_PHI for i, j in ALL_PHI[depth]]
 )
-def test_bad_generator_files_are_named(kind, tmp_path):
+def test_every_phi_equals_a_direct_computation(depth, i, j, vgg_folder, image, phi_by_table):
+    features = VGGFeatures(i, j, depth, weights=vgg_folder / f"vgg{depth}.pth")(image)
+    assert features.shape[-2:] == (32 // 2 ** (i - 1), 48 // 2 ** (i - 1))
+    assert features.std() > 0.1
+    torch.testing.assert_close(features, phi_by_table[depth, i, j], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("depth", "indices"),
+    [
+        (16, [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]),
+        (19, [0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34]),
+    ],
+)
+def test_layers_are_numbered_as_torchvision_s(depth, indices, vgg_folder):
+    last = VGGFeatures(*ALL_PHI[depth][-1], depth, weights=vgg_folder / f"vgg{depth}.pth")
+    numbers = [k for k, layer in enumerate(last.features) if isinstance(layer, nn.Conv2d)]
+    assert numbers == indices
+    assert len(last.features) == indices[-1] + 2  # a ReLU is the last layer
+
+
+def test_average_pooling_takes_means_of_2_x_2_features(vgg_folder, image):
+    """phi_21 by hand, with a mean in place of the maximum."""
+    path = vgg_folder / "vgg19.pth"
+    state, x = torch.load(path, weights_only=True), (image - MEAN) / STD
+    for index in (0, 2, 5):
+        if index == 5:
+            x = x.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
+        weight, bias = (state[f"features.{index}.{kind}"] for kind in ("weight", "bias"))
+        x = F.conv2d(x, weight, bias, padding=1).clamp(min=0)
+    average = VGGFeatures(2, 1, pooling="avg", weights=path)(image)
+    torch.testing.assert_close(average, x, rtol=1e-4, atol=1e-4)
+    assert (average - VGGFeatures(2, 1, weights=path)(image)).abs().max() > 0.1
+
+
+def test_vgg_is_not_trained_but_its_input_has_a_gradient(vgg_folder):
+    features = VGGFeatures(2, 2, weights=vgg_folder / "vgg19.pth")
+    assert not any(parameter.requires_grad for parameter in features.parameters())
+    assert not any(module.training for module in features.train().modules())
+    image = torch.rand(1, 3, 16, 16, requires_grad=True)
+    features(image).sum().backward()
+    assert image.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("depth", "i", "j", "there_are"),
+    [
+        (19, 0, 1, "phi_11..12, phi_21..22, phi_31..34, phi_41..44, phi_51..54$"),
+        (19, 6, 1, "phi_51..54$"),
+        (19, 1, 3, "phi_11..12"),
+        (19, 2, 0, "phi_21..22"),
+        (19, 5, 5, "phi_51..54$"),
+        (16, 5, 4, "phi_11..12, phi_21..22, phi_31..33, phi_41..43, phi_51..53$"),
+        (17, 1, 1, "none"),
+    ],
+)
+def test_a_phi_that_does_not_exist_is_refused_with_those_that_do(depth, i, j, there_are):
+    with pytest.raises(ValueError, match=f"VGG{depth} has no phi_{i}{j}; it has .*{there_are}"):
+        VGGFeatures(i, j, depth)
+
+
+# --- generator files ------------------------------------------------------------------------------
+
+
+def test_a_saved_generator_comes_back(tmp_path):
+    generator = trained_generator(0, blocks=3, channels=5)
+    path = tmp_path / "new" / "generator.safetensors"
+    save_generator(path, generator, steps=7, settings={"epochs": 2})
+    again = load_generator(path)
+    assert same(again, generator)
+    assert (again.num_blocks, again.num_channels) == (3, 5)
+    assert again.info == {"steps": 7, "settings": {"epochs": 2}}
+    assert not any(module.training for module in again.modules())
+    lr = torch.rand(1, 3, 5, 6)
+    torch.testing.assert_close(again(lr), generator(lr), rtol=0, atol=1e-5)
+    again.train()(lr).sum().backward()  # it can be trained further
+    assert all(parameter.grad is not None for parameter in again.parameters())
+
+
+@pytest.mark.parametrize("kind", ["empty", "half", "text", "other safetensors", "pickle"])
+def test_a_file_that_holds_no_generator_is_named(kind, tmp_path):
     path = tmp_path / "generator.safetensors"
     save_generator(path, SRResNet(1, 4))
-    data = path.read_bytes()
-    if kind == "missing":
-        path.unlink()
-    elif kind == "empty":
+    if kind == "empty":
         path.write_bytes(b"")
-    elif kind == "truncated":
-        path.write_bytes(data[: len(data) // 2])
+    elif kind == "half":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     elif kind == "text":
         path.write_text("hello")
-    elif kind == "other":
-        from safetensors.torch import save_file
-
-        save_file({"a": torch.zeros(1)}, path)
-    elif kind == "architecture":
-        path.write_bytes(data.replace(b'num_blocks\\": 1', b'num_blocks\\": 2'))
+    elif kind == "other safetensors":
+        checkpoints.write(path, {"a": torch.zeros(1)}, {"info": {}})
     elif kind == "pickle":
-        torch.save({"a": torch.zeros(1)}, path)
+        torch.save(SRResNet(1, 4).state_dict(), path)
+    with pytest.raises(ValueError, match=r"(?s)generator\.safetensors (is damaged|holds no SRRes)"):
+        load_generator(path)
+
+
+def test_a_missing_generator_file_is_named_with_the_way_out(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors: no such .*train one"):
+        load_generator(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("names", "change"),
+    [
+        ("tail.weight", lambda value: value[:, :-1]),
+        ("head.0.weight", lambda value: torch.zeros(())),
+        ("head.0.weight", lambda value: torch.zeros(10**12, 0)),  # a number of channels, no bytes
+        ("tail.weight", lambda value: None),
+        ("", lambda value: value.double() if value.is_floating_point() else value),
+        ("tail.", lambda value: value.half()),
+        ("tail.weight", lambda value: value.long()),
+        ("blocks.0.body.1.num_batches_tracked", lambda value: value + 0.5),
+        ("blocks.0.body.1.running_mean", lambda value: value.double()),
+        ("blocks.", lambda value: None),
+    ],
+)
+def test_a_forged_architecture_is_refused(names, change, tmp_path):
+    """The file's checksum is right: somebody wrote it so."""
+    path, weights = tmp_path / "generator.safetensors", SRResNet(1, 4).state_dict()
+    for name in [name for name in weights if name.startswith(names)]:
+        weights[name] = change(weights[name])
+    weights = {name: value for name, value in weights.items() if value is not None}
+    checkpoints.write(path, weights, {"info": {}})
     with pytest.raises(
-        FileNotFoundError if kind == "missing" else ValueError,
-        match=r"(?s)generator\.safetensors.*train one",
+        ValueError, match=r"(?s)generator\.safetensors holds no SRResNet.*train one"
     ):
         load_generator(path)
+
+
+@pytest.mark.parametrize("facts", [{}, [], None, "info", {"info": 5}])
+def test_forged_facts_are_refused(facts, tmp_path):
+    path = tmp_path / "generator.safetensors"
+    checkpoints.write(path, SRResNet(1, 4).state_dict(), facts)
+    with pytest.raises(ValueError, match=r"generator\.safetensors holds no SRResNet"):
+        load_generator(path)
+
+
+def test_ten_thousand_named_blocks_are_not_built(tmp_path):
+    """A name costs its forger 70 bytes; a block would cost the reader a millisecond."""
+    path, weights = tmp_path / "generator.safetensors", SRResNet(1, 4).state_dict()
+    nothing = torch.zeros(0)
+    weights |= {f"blocks.{k}.body.0.weight": nothing for k in range(1, 10**4)}
+    checkpoints.write(path, weights, {"info": {}})
+    with pytest.raises(ValueError, match=r"generator\.safetensors holds no .*10000 blocks in"):
+        load_generator(path)
+
+
+# --- mixtures of two generators -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0, 0.0, 1, 1.0])
+def test_the_ends_of_a_mixture_are_the_two_generators_to_the_bit(alpha):
+    a, b = trained_generator(0), trained_generator(1)
+    assert same(interpolate(a, b, alpha), b if alpha else a)
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5, 0.75])
+def test_every_weight_and_statistic_is_mixed(alpha):
+    a, b = trained_generator(0, step=1), trained_generator(1, step=2)
+    before = copy.deepcopy(a), copy.deepcopy(b)
+    mixture = interpolate(a, b, alpha)
+    weights_a, weights_b = a.state_dict(), b.state_dict()
+    for name, value in mixture.state_dict().items():
+        if value.is_floating_point():
+            expected = (1 - alpha) * weights_a[name].double() + alpha * weights_b[name].double()
+            torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-7)
+    assert not mixture.training
+    assert mixture.info == {"alpha": alpha, "a": {"step": 1}, "b": {"step": 2}}
+    with torch.no_grad():
+        for parameter in mixture.parameters():
+            parameter.fill_(7)
+    assert same(a, before[0]) and same(b, before[1]), "the mixture shares memory with them"
+
+
+def test_other_architectures_and_other_alphas_are_refused():
+    a = trained_generator(0)
+    for other in (trained_generator(0, blocks=3), trained_generator(0, channels=5)):
+        with pytest.raises(ValueError, match="one architecture"):
+            interpolate(a, other, 0.5)
+    for alpha in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="alpha is 0"):
+            interpolate(a, a, alpha)
+
+
+def test_a_mixture_is_saved_and_loaded_as_any_generator(tmp_path):
+    mixture = interpolate(trained_generator(0, step=1), trained_generator(1), 0.3)
+    save_generator(tmp_path / "mixture.safetensors", mixture, **mixture.info)
+    again = load_generator(tmp_path / "mixture.safetensors")
+    assert same(again, mixture) and again.info == mixture.info
+    assert same(interpolate(again, trained_generator(1), 1.0), trained_generator(1))
+
+
+def test_update_bn_gives_plain_averages_of_a_mixture_s_own_features():
+    generator, inputs = interpolate(trained_generator(0), trained_generator(1), 0.5), []
+    batches = [torch.rand(4, 3, 12, 12) * k / 3 for k in (1, 2, 3)]
+    norm = generator.blocks[1].body[4]
+
+    def keep(module, x, y):
+        inputs.append(x[0].detach().transpose(0, 1).flatten(1))  # (C, N h w)
+
+    with norm.register_forward_hook(keep):
+        update_bn(batches, generator)
+    assert len(inputs) == 3 and not generator.training
+    torch.testing.assert_close(norm.running_mean, torch.stack([x.mean(1) for x in inputs]).mean(0))
+    variances = torch.stack([x.var(1, correction=1) for x in inputs])
+    torch.testing.assert_close(norm.running_var, variances.mean(0), rtol=1e-4, atol=1e-8)

@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from models import SRResNet
-from tools import checkpoints as states
-from tools import muon as optimizers
+from tools import checkpoints, muon
+from tools.acceleration import computes_in_bf16, speed_up
 from tools.muon import Muon, orthogonal
-from utils import computes_in_bf16
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 
@@ -25,7 +24,7 @@ def random_matrices(*shape, dtype=torch.float32, seed=0):
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-# --- orthogonal ------------------------------------------------------------------------------------------------------
+# --- orthogonal -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 16, 144), (2, 144, 16), (1, 1, 9), (1, 9, 1)])
@@ -41,7 +40,7 @@ def test_the_iterations_act_on_singular_values_alone(shape):
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("shape", [(2, 32, 288), (2, 288, 32)])
 def test_nearly_the_nearest_orthogonal_matrix(shape, bf16, monkeypatch):
-    monkeypatch.setattr(optimizers, "computes_in_bf16", lambda device: bf16)
+    monkeypatch.setattr(muon, "computes_in_bf16", lambda device: bf16)
     matrices = random_matrices(*shape)
     result = orthogonal(matrices)
     assert result.shape == matrices.shape and result.dtype == torch.float32
@@ -53,11 +52,10 @@ def test_nearly_the_nearest_orthogonal_matrix(shape, bf16, monkeypatch):
 
 
 def test_weak_directions_are_raised_and_nothing_is_not_a_number(monkeypatch):
-    monkeypatch.setattr(optimizers, "computes_in_bf16", lambda device: False)
+    monkeypatch.setattr(muon, "computes_in_bf16", lambda device: False)
     left, _, right = torch.linalg.svd(random_matrices(16, 64), full_matrices=False)
-    weak = (
-        left * torch.logspace(0, -2, 16)
-    ) @ right  # strong and weak directions are a hundred times apart
+    # Strong and weak directions are a hundred times apart.
+    weak = (left * torch.logspace(0, -2, 16)) @ right
     values = torch.linalg.svdvals(orthogonal(weak[None])[0])
     assert values.min() > 0.65 and values.max() < 1.25
     assert torch.equal(orthogonal(torch.zeros(2, 4, 9)), torch.zeros(2, 4, 9))
@@ -66,11 +64,11 @@ def test_weak_directions_are_raised_and_nothing_is_not_a_number(monkeypatch):
         torch.testing.assert_close(each, orthogonal(weak[None])[0], rtol=1e-4, atol=1e-4)
 
 
-# --- Muon ------------------------------------------------------------------------------------------------------------
+# --- Muon -----------------------------------------------------------------------------------------
 
 
 class Net(torch.nn.Module):
-    """First and last convolutions, three hidden ones of two shapes (one is taller than wide), other parameters."""
+    """First and last convolutions, three hidden ones of two shapes, and other parameters."""
 
     def __init__(self):
         super().__init__()
@@ -78,7 +76,7 @@ class Net(torch.nn.Module):
         self.first = torch.nn.Conv2d(3, 8, 3)
         self.norm = torch.nn.BatchNorm2d(8)
         self.hidden = torch.nn.Sequential(*(torch.nn.Conv2d(8, 8, 3, padding=1) for _ in range(2)))
-        self.tall = torch.nn.Conv2d(8, 32, 1)
+        self.tall = torch.nn.Conv2d(8, 32, 1)  # as a matrix taller than wide
         self.act = torch.nn.PReLU()
         self.last = torch.nn.Conv2d(32, 3, 3)
         self.linear = torch.nn.Linear(3, 1)
@@ -89,45 +87,39 @@ class Net(torch.nn.Module):
 
 
 def hidden_of(net):
-    return {"hidden.0.weight", "hidden.1.weight", "tall.weight"} & dict(
-        net.named_parameters()
-    ).keys()
+    names = {name for name, _ in net.named_parameters()}
+    return names & {"hidden.0.weight", "hidden.1.weight", "tall.weight"}
 
 
 def train(net, optimizer, steps=4, learning_rate=1e-2):
-    """A few steps by given gradients, at a rate that changes; what `step` leaves of the gradients is not of interest."""
+    """The parameters after a few steps with given gradients, at a rate that changes."""
     for step in range(steps):
         for k, parameter in enumerate(net.parameters()):
             gradient = random_matrices(*parameter.shape, seed=100 * step + k, dtype=parameter.dtype)
-            parameter.grad = torch.empty_like(parameter).copy_(
-                gradient
-            )  # in its memory format, as autograd's
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)  # in its memory format
         for group in optimizer.param_groups:
             group["lr"] = learning_rate / (step + 1)
         optimizer.step()
     return {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
 
 
+def adam(net, fused):
+    return torch.optim.Adam(net.parameters(), fused=fused)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_all_but_hidden_convolutions_move_as_adam_moves_them(fused):
     ours = train(net := Net(), Muon(net, fused=fused))
-    adams = train(net := Net(), torch.optim.Adam(net.parameters(), fused=fused))
+    adams = train(net := Net(), adam(net, fused))
     others = ours.keys() - hidden_of(net)
-    assert {
-        "first.weight",
-        "last.weight",
-        "tall.bias",
-        "norm.weight",
-        "act.weight",
-        "linear.weight",
-    } <= others
+    assert {"first.weight", "last.weight", "tall.bias", "norm.weight", "linear.weight"} <= others
     assert all(torch.equal(ours[name], adams[name]) for name in others)
     assert not any(torch.allclose(ours[name], adams[name], atol=1e-4) for name in hidden_of(net))
 
 
 @pytest.mark.parametrize("muon_lr", [1.0, 3.0])
 def test_hidden_convolutions_move_as_pytorch_s_muon_moves_matrices(muon_lr):
-    """PyTorch's rounds to bfloat16 before it normalises, ours after: the steps differ by that much and no more."""
+    """PyTorch's rounds to bfloat16 before it normalises, ours after: steps differ by that much."""
     start = {name: parameter.detach().clone() for name, parameter in Net().named_parameters()}
     ours = train(net := Net(), Muon(net, muon_lr=muon_lr))
     for name in hidden_of(net):
@@ -162,11 +154,8 @@ def test_parameters_without_a_gradient_stay():
         parameter = net.get_parameter(name)
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    moved = {
-        name
-        for name, parameter in net.named_parameters()
-        if not torch.equal(parameter, before[name])
-    }
+    after = dict(net.named_parameters())
+    moved = {name for name in before if not torch.equal(after[name], before[name])}
     assert moved == {"hidden.1.weight", "last.weight"}
     optimizer.step()  # a hidden gradient is gone with its step: it does not act twice
     again = net.get_parameter("hidden.1.weight").detach().clone()
@@ -175,7 +164,7 @@ def test_parameters_without_a_gradient_stay():
 
 
 def test_channels_last_is_the_same(monkeypatch):
-    monkeypatch.setattr(optimizers, "computes_in_bf16", lambda device: False)
+    monkeypatch.setattr(muon, "computes_in_bf16", lambda device: False)
     ours = train(net := Net(), Muon(net, fused=True))
     theirs = train(net := Net().to(memory_format=torch.channels_last), Muon(net, fused=True))
     assert net.hidden[0].weight.is_contiguous(memory_format=torch.channels_last)
@@ -188,10 +177,8 @@ def test_networks_without_hidden_convolutions_are_adam_s():
         torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 3, 3)) for _ in range(2)
     ]
     nets[1].load_state_dict(nets[0].state_dict())
-    ours, adams = (
-        train(nets[0], Muon(nets[0])),
-        train(nets[1], torch.optim.Adam(nets[1].parameters())),
-    )
+    ours = train(nets[0], Muon(nets[0]))
+    adams = train(nets[1], torch.optim.Adam(nets[1].parameters()))
     assert all(torch.equal(ours[name], adams[name]) for name in ours)
 
 
@@ -202,33 +189,42 @@ def test_which_weights_of_srresnet_are_hidden():
     weights = [name for name, parameter in net.named_parameters() if parameter.dim() == 4]
     assert names == weights[1:-1] and "head" in weights[0] and "tail" in weights[-1]
     assert len(names) == 2 * 2 + 1 + 2  # blocks, after them, sub-pixel convolutions
+    assert {id(parameter) for parameter in Muon(speed_up(net, "cpu")).hidden} == hidden
 
 
+@pytest.mark.parametrize("make", [Muon, adam])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_state_brings_it_back_to_the_bit(layout, tmp_path):
+def test_a_checkpoint_resumes_to_the_bit(make, layout, tmp_path):
+    """Fused Adam walks through weights and moments as they lie in memory: both must lie alike."""
     net = Net().to(memory_format=layout)
-    optimizer = Muon(net, fused=True)
+    optimizer = make(net, fused=True)
     train(net, optimizer, steps=3)
-    path = states.write(tmp_path, 3, states.pack("net", net, optimizer), {})
+    path = tmp_path / "checkpoint.safetensors"
+    packed = checkpoints.pack("net", net, optimizer)
+    checkpoints.write(path, packed, {})
 
     other = Net().to(memory_format=layout)
-    again = Muon(other, fused=True)
+    again = make(other, fused=True)
     train(other, again, steps=1)  # what was there before does not matter
-    states.unpack(states.read(path)[0], "net", other, again)
-    packed = states.pack("net", net, optimizer)
-    assert len([key for key in packed if key.endswith(".momentum")]) == 3
-    assert all(
-        torch.equal(value, packed[key]) for key, value in states.pack("net", other, again).items()
-    )
+    checkpoints.unpack(checkpoints.read(path)[0], "net", other, again)
+    assert len([key for key in packed if key.endswith(".momentum")]) == 3 * (make is Muon)
+    for key, value in checkpoints.pack("net", other, again).items():
+        assert torch.equal(value, packed[key]) and value.stride() == packed[key].stride(), key
     whole, resumed = train(net, optimizer), train(other, again)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-@pytest.mark.parametrize(
-    "make", [Muon, lambda net, fused: torch.optim.Adam(net.parameters(), fused=fused)]
-)
+def test_a_checkpoint_without_its_optimizer_is_the_network_alone():
+    net, other = Net(), Net()
+    optimizer = Muon(net)
+    train(net, optimizer)
+    checkpoints.unpack(checkpoints.pack("net", net, optimizer), "net", other)
+    assert all(map(torch.equal, other.parameters(), net.parameters()))
+
+
+@pytest.mark.parametrize("make", [Muon, adam])
 def test_a_grad_scaler_undoes_its_scale_first(make):
-    """What Muon makes orthogonal it divides by its size; its momentum, and Adam, would feel the scale."""
+    """Muon divides by the size of its momentum, but momentum and Adam would feel the scale."""
     nets, scaler = (Net(), Net()), torch.amp.GradScaler("cpu", init_scale=2.0**10)
     plain, scaled = (make(net, fused=True) for net in nets)
     x = random_matrices(4, 3, 8, 8)
@@ -260,9 +256,9 @@ def test_bfloat16_only_where_it_is_fast(monkeypatch):
     matrices = random_matrices(2, 16, 144)
     kinds = {}
     for bf16 in (False, True):
-        monkeypatch.setattr(optimizers, "computes_in_bf16", lambda device, bf16=bf16: bf16)
+        monkeypatch.setattr(muon, "computes_in_bf16", lambda device, bf16=bf16: bf16)
         kinds[bf16] = orthogonal(matrices)
     error = (kinds[True] - kinds[False]).norm() / kinds[False].norm()
     assert 1e-4 < error < 0.1
-    monkeypatch.setattr(optimizers, "computes_in_bf16", computes_in_bf16)
+    monkeypatch.setattr(muon, "computes_in_bf16", computes_in_bf16)
     assert torch.equal(orthogonal(matrices), kinds[computes_in_bf16(torch.device("cpu"))])
