@@ -1,8 +1,11 @@
-"""imresize beside the usual bicubics, to a quarter: equal values on MATLAB's files in data/, and time on one thread.
+"""imresize and the usual bicubics, to a quarter of the size, on one CPU thread.
+
+Measured are the time, and the share of values equal to those of MATLAB's files in data/.
 
     python benchmarks/imresize.py
 
-Every method runs in every round, in turns; times are medians over the rounds. What is not installed is left out.
+Every method runs in every round, in turns; times are medians over the rounds. Libraries that are
+not installed are left out.
 """
 
 import os
@@ -35,7 +38,7 @@ SETS = [  # name, HR, LR, what is added to the name of an LR file, border
 
 
 def as_tensor(image):
-    """View an array (H, W, C) as a tensor (1, C, H, W), in the layout that PyTorch resizes fastest."""
+    """View an array (H, W, C) as a tensor (1, C, H, W), the layout that PyTorch resizes fastest."""
     return torch.from_numpy(image)[None].permute(0, 3, 1, 2)
 
 
@@ -59,14 +62,12 @@ def torchvision_method():
 
 
 def methods():
-    """Return (name, from an array (H, W, C) to the input, the call that is timed, from its output to an array)."""
+    """Return (name, prepare, call, finish) of each method; only `call` is timed.
+
+    prepare turns an array (H, W, C) into the input of the call, finish its output into an array.
+    """
     found = [
-        (
-            "imresize (ours)",
-            lambda x: x,
-            lambda x, size, **options: imresize(x, size, **options),
-            lambda out: out,
-        ),
+        ("imresize (ours)", lambda x: x, imresize, lambda out: out),
         torchvision_method(),
         (
             "Pillow bicubic",
@@ -115,7 +116,7 @@ def pairs(hr_folder, lr_folder, suffix):
 
 
 def exactness():
-    """Print the share of values that equal MATLAB's, and the largest difference, per set and method."""
+    """Print the share of values equal to MATLAB's and the largest difference, by set and method."""
     print("\nValues equal to those of MATLAB's files (largest difference), 1/4")
     for name, hr_folder, lr_folder, suffix, padding in SETS:
         found = list(pairs(hr_folder, lr_folder, suffix))
@@ -130,13 +131,10 @@ def exactness():
             for hr, lr in tqdm(found, desc=method, leave=False):
                 sr = finish(call(prepare(hr), lr.shape[:2], **options)).astype(np.int16)
                 difference = np.abs(sr - lr)
-                differing, largest = (
-                    differing + np.count_nonzero(difference),
-                    max(largest, difference.max()),
-                )
-            print(
-                f"  {method:<54}{100 * (1 - differing / values):8.3f} %  ({largest}); {differing:,} differ"
-            )
+                differing += np.count_nonzero(difference)
+                largest = max(largest, difference.max())
+            share = 100 * (1 - differing / values)
+            print(f"  {method:<54}{share:8.3f} %  ({largest}); {differing:,} differ")
 
 
 def medians(calls):
@@ -167,26 +165,20 @@ def speed():
     found = methods()
     names = [name for name, *_ in found]
     for height, width in ((768, 1024), (1356, 2040)):
-        image, size = (
-            rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
-            (height // 4, width // 4),
-        )
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        size = (height // 4, width // 4)
         calls = [one_by_one(call, [prepare(image)], size) for _, prepare, call, _ in found]
         report(f"{width}x{height}, uint8 RGB, to 1/4", names, medians(calls))
     crops = [rng.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(64)]
     batch = torch.cat([as_tensor(crop) for crop in crops]).contiguous()
-    calls = [
-        one_by_one(call, [batch], (24, 24)) for _, _, call, _ in found[:2]
-    ]  # these two take a batch
-    calls += [
-        one_by_one(call, [prepare(crop) for crop in crops], (24, 24))
-        for _, prepare, call, _ in found[2:]
-    ]
-    report(
-        "64 crops of 96x96, uint8 RGB, to 1/4 (the first two: one batch; the others: one by one)",
-        names,
-        medians(calls),
+    # The first two methods take a batch, the others one image at a time.
+    calls = [one_by_one(call, [batch], (24, 24)) for _, _, call, _ in found[:2]]
+    for _, prepare, call, _ in found[2:]:
+        calls.append(one_by_one(call, [prepare(crop) for crop in crops], (24, 24)))
+    title = (
+        "64 crops of 96x96, uint8 RGB, to 1/4 (the first two: one batch; the others: one by one)"
     )
+    report(title, names, medians(calls))
 
 
 def report(title, names, seconds):
@@ -197,8 +189,7 @@ def report(title, names, seconds):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(
-        f"one thread, PyTorch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}; {ROUNDS} rounds, medians"
-    )
+    cpu = torch.backends.cpu.get_cpu_capability()
+    print(f"one thread, PyTorch {torch.__version__}, {cpu}; {ROUNDS} rounds, medians")
     speed()
     exactness()
