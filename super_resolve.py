@@ -1,773 +1,418 @@
-"""4x super-resolution of any image of any size in bounded memory, and the command line for it; trains nothing.
+"""4x super-resolution of images of any size in tiles, and its command line; trains nothing.
 
-    python super_resolve.py photo.jpg folder/ -o out/          # SRGAN; --method srresnet or bicubic
-    python super_resolve.py --demo original.png -o out/        # reduce, enlarge again, score
+    python super_resolve.py photo.jpg folder/ -o out/     # SRGAN; --method srresnet or bicubic
+    python super_resolve.py --demo original.png -o out/   # reduce, enlarge again, score
     python super_resolve.py --export generator.onnx
 
-Large images go through the network in pieces, and the result is that of the whole image: each piece is taken with as much
-of its neighbourhood as the network looks at, and only at the borders of the image does the network see a border. The
-residual blocks look 37 pixels far, but on small feature maps; the layers after them look 3 pixels far, on maps with 16
-times the pixels. So the two halves of the network have pieces of their own: large ones for the first, which waste little
-on the neighbourhood, and parts of them for the second, which take little memory.
+The result equals that of the whole image: tiles are padded by the network's receptive-field radius.
+Its first half, up to the last residual block, has one of 37 LR pixels and small feature maps; the
+second one of 3, and 16 times the pixels. So each half has its own tiles: large ones waste little
+time on padding, small ones take little memory.
 """
 
 import argparse
 import math
-import os
 import signal
-import struct
 import sys
-import warnings
-import zlib
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from PIL import Image
-from torch import nn
 from tqdm import tqdm
 
+import plots
 from imresize import imresize
 from metrics import psnr, ssim
-from models import SCALE, load_generator
-from utils import (
-    IMAGE_SUFFIXES,
-    atomic_path,
-    compare,
-    open_deep_image,
-    open_image,
-    pick_device,
-    prepare_image,
-    read_image,
-    sixteen_bit_array,
-)
+from models import SRResNet, load_generator
+from tools.image_files import open_deep_image, open_image, pil_to_array, write_png
+from utils import SCALE, atomic_path, find_images, pick_device, read_image, to_tensor
 
-BICUBIC_RADIUS = 3  # LR pixels: 4 taps reach 2 far
-BACK_PROJECTION_RADIUS = 4  # LR pixels: reducing looks 2 far, and so does enlarging the difference
-SMALLEST_TILE = 16  # LR pixels
-LARGEST_TILE = 1024  # beyond it the neighbourhood costs next to nothing
-CPU_BUDGET = (
-    0.8e9  # bytes for the network's feature maps; more would lose less time on neighbourhoods
-)
-# PyTorch gives a 3 x 3 convolution of at most so many input values to another library, which sums in another order
-# (`use_mkldnn` in ATen/native/Convolution.cpp): a small piece of a larger image is taken with more around it.
-SMALL_CONVOLUTION = 20480
-
-
-# --- one image -------------------------------------------------------------------------------------------------------
+TILE, SMALLEST_TILE = 800, 16  # LR pixels a side; the residual blocks take 0.8 GB for 800
+ENLARGE_TILE = 192  # LR pixels a side, in the second half
+BICUBIC_RADIUS = 4  # LR pixels: enlarging has 2, back-projection also reduces: 2 more
+# PyTorch convolves small images (3 x 3 kernels, up to 20,480 input values) with another library,
+# which sums in another order. Padded to so many pixels, a tile of 3 channels or more is not small.
+SMALLEST_PADDED = 96 * 96
 
 
 def super_resolve(
-    generator,
-    image,
+    generator: SRResNet | None,
+    image: np.ndarray | Image.Image | str | Path,
     *,
-    tile="auto",
-    device=None,
-    ensemble=False,
-    back_projection=True,
-    progress=True,
-):
+    tile: int = TILE,
+    device: torch.device | str | None = None,
+    ensemble: bool = False,
+    back_projection: bool = False,
+    progress: bool = True,
+) -> np.ndarray | Image.Image:
     """Enlarge an image to 4 times its width and height.
 
     Args:
-        generator: an `SRResNet`; or None for MATLAB's bicubic interpolation.
-        image: an array (H, W, C) with 1 to 4 channels (gray, gray and alpha, RGB, RGBA) or (H, W), uint8 or uint16; a PIL
-            image; or the path of an image file.
-        tile: side of the pieces, in LR pixels: bounds memory, does not change the result. "auto" goes by the free memory;
-            where it runs out all the same, the pieces are halved.
+        generator: None for MATLAB's bicubic interpolation.
+        image: uint8 or uint16 array, (H, W) or (H, W, 1 to 4): gray, gray and alpha, RGB, RGBA; or
+            a PIL image; or the path of an image file.
+        tile: side of the tiles in LR pixels, which bounds memory and does not change the result.
+            Where memory runs out, it is halved.
         device: where to compute; the generator is moved there. None: where the generator is.
-        ensemble: average the results of the eight flips and rotations of the image, in eight times the time. Gains
-            SRResNet about 0.1 dB; an SRGAN's gain is paid for with the texture, which is averaged away.
-        back_projection: correct the network's enlargement so that, reduced again, it is `image` (`back_project`). In
-            an SRGAN, flat areas can drift by ten levels, which the eye sees as stains; SRResNet hardly changes. False: the
-            network alone, as in the paper.
-        progress: show a progress bar, in megapixels of the result.
+        ensemble: average over the eight flips and rotations of the image, in eight times the time:
+            about 0.1 dB more for SRResNet, but less texture for an SRGAN.
+        back_projection: correct the result so that, reduced again, it is `image`: `back_project`.
 
     Returns:
-        An array of the same type and channels, (4H, 4W, C) or (4H, 4W), for an array; else a PIL image. Gray stays gray,
-        transparency is kept (enlarged bicubically), a palette becomes RGB or RGBA, CMYK sRGB, black and white gray, 16-bit
-        gray stays 16-bit (PIL has no 16-bit colour: pass an array, or go from file to file with `super_resolve_file`). PIL
-        images are turned upright; their ICC profile is kept, `info["dpi"]` is multiplied by 4.
+        For an array one of the same type and channels, (4H, 4W) or (4H, 4W, C); else a PIL image
+        (gray, 16-bit gray or RGB; alpha), upright, with the ICC profile and 4 times the dpi. On the
+        CPU it equals `to_array(generator(to_tensor(image)))` to the bit; a GPU may choose other
+        algorithms for tiles, which can change values by a level. Alpha is enlarged bicubically.
 
-        On the CPU every value equals that of the whole image at once: without back-projection, of
-        `to_array(generator(to_tensor(image)))`. A GPU's library may choose another algorithm for another shape, and single
-        values may then differ by one level.
-
-    Raises:
-        TypeError, ValueError: what the image cannot be; OSError: a file that cannot be read, see `utils.open_image`;
-        MemoryError: not even the smallest tile fits.
+    Raises TypeError or ValueError for what is no such image and for a network whose output is not
+    finite, OSError for an unreadable file, MemoryError if not even the smallest tile fits.
     """
-    array, info, name = image, None, "the image"
-    if isinstance(image, (str, os.PathLike)):
-        image, name = open_image(image), image
-    if isinstance(image, Image.Image):
-        array, info = _pil_to_array(image, name)
-    _check(array)
-    pixels = array if array.ndim == 3 else array[..., None]  # (H, W, C)
-    height, width, channels = pixels.shape
-    out = np.empty((SCALE * height, SCALE * width, channels), pixels.dtype)
-    for _ in _strips(generator, pixels, tile, device, ensemble, back_projection, progress, out):
-        pass
+    opened = open_image(image) if isinstance(image, (str, Path)) else image
+    pixels, info = _to_pixels(opened, name=image)
+    strips = _strips(generator, pixels, tile, device, ensemble, back_projection, progress)
+    enlarged = np.concatenate(list(strips))
     if info is None:
-        return out.reshape(*out.shape[:2], *array.shape[2:])
-    enlarged = Image.fromarray(out if channels > 1 else out[..., 0])
-    enlarged.info.update(info)
-    return enlarged
+        return enlarged if image.ndim == 3 else enlarged[..., 0]
+    result = Image.fromarray(enlarged if enlarged.shape[2] > 1 else enlarged[..., 0])
+    result.info.update(info)
+    return result
 
 
-def _check(array):
-    accepted = "accepted are uint8 and uint16 arrays (H, W) and (H, W, C) with 1 to 4 channels, PIL images and paths"
+def super_resolve_file(
+    generator: SRResNet | None, source: str | Path, target: str | Path, **options: object
+) -> None:
+    """Enlarge the image file `source` into the PNG file `target`; `options` as of `super_resolve`.
+
+    Beside the decoded source this takes memory for a strip of tiles and about 1 GB. `target` is
+    written atomically. Colours of 16 bits keep them.
+    """
+    image, deep = open_deep_image(source)
+    pixels, info = _to_pixels(image, source)
+    pixels = pixels if deep is None else deep
+    size = [SCALE * length for length in pixels.shape[:2]]
+    with atomic_path(target) as temporary:
+        strips = _strips(generator, pixels, **options)
+        write_png(temporary, strips, size, pixels.shape[2], pixels.dtype, info)
+
+
+def _to_pixels(image, name):
+    """An array or a PIL image as an array (H, W, C), and the PIL image's profile and 4 x dpi."""
+    array, info = image, None
+    if isinstance(image, Image.Image):
+        array, info = pil_to_array(image, name)
+        if "dpi" in info:  # it shall be printed at the same size
+            info["dpi"] = tuple(SCALE * value for value in info["dpi"])
+    accepted = "accepted are uint8 and uint16 arrays (H, W) or (H, W, 1 to 4), PIL images and paths"
     if not isinstance(array, np.ndarray) or array.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"the image is {getattr(array, 'dtype', type(array).__name__)}; {accepted}")
-    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] > 4):
+    pixels = array[..., None] if array.ndim == 2 else array
+    if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[2] > 4:
         raise ValueError(f"the image has shape {array.shape}; {accepted}, none of them empty")
+    return pixels, info
 
 
-def _pil_to_array(image, name):
-    """A PIL image of any mode -> array (H, W) or (H, W, C), and the `info` that its enlargement keeps."""
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise ValueError(
-            f"{name}: {image.n_frames} frames or pages, which is not supported; choose one with .copy()"
+# --- tiles: pairs of slices, rows and columns, in LR pixels of the whole image --------------------
+
+
+def _cut(tile, *sides):
+    """Nearly equal tiles of at most so many rows and columns, row by row."""
+    spans = []
+    for span, side in zip(tile, sides, strict=True):
+        length = span.stop - span.start
+        step = math.ceil(length / math.ceil(length / side))
+        starts = range(span.start, span.stop, step)
+        spans.append([slice(start, min(start + step, span.stop)) for start in starts])
+    return [(rows, columns) for rows in spans[0] for columns in spans[1]]
+
+
+def _size(tile):
+    return [span.stop - span.start for span in tile]
+
+
+def _pad(tile, margin, bounds):
+    """The tile with `margin` more pixels a side, or more for SMALLEST_PADDED, within `bounds`."""
+    while True:
+        padded = tuple(
+            slice(max(bound.start, span.start - margin), min(bound.stop, span.stop + margin))
+            for span, bound in zip(tile, bounds, strict=True)
         )
-    image = prepare_image(image)
-    if image.mode[0] in "IF":
-        array = sixteen_bit_array(image, name)
-    else:
-        mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-        if image.has_transparency_data:  # alpha, or a transparent colour or palette entry
-            mode += "A"
-        try:
-            array = np.asarray(image if image.mode == mode else image.convert(mode))
-        except (ValueError, OSError) as error:
-            raise ValueError(
-                f"{name}: cannot convert {image.mode} to {mode}; save it as RGB"
-            ) from error
-    info = {}
-    if image.info.get("icc_profile") and image.mode != "LAB":  # what becomes RGB has another
-        info["icc_profile"] = image.info["icc_profile"]
-    try:
-        dpi = [
-            SCALE * float(value) for value in image.info["dpi"]
-        ]  # so that it is printed at the same size
-        if len(dpi) == 2 and all(0 < value < 1e6 for value in dpi):
-            info["dpi"] = tuple(dpi)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        pass  # none, or nonsense
-    return array, info
+        if padded == bounds or math.prod(_size(padded)) >= SMALLEST_PADDED:
+            return padded
+        margin += 4
 
 
-# --- in pieces -------------------------------------------------------------------------------------------------------
-# Boxes are (top, left, bottom, right) in LR pixels of the whole image.
+def _within(tile, padded, scale=1):
+    """Where `tile` lies in an array that holds `padded`, enlarged by `scale`."""
+    return tuple(
+        slice(scale * (span.start - outer.start), scale * (span.stop - outer.start))
+        for span, outer in zip(tile, padded, strict=True)
+    )
 
 
-def _strips(generator, image, tile, device, ensemble, back_projection, progress, out=None):
-    """Yield the enlargement of `image`, (H, W, C), from top to bottom as arrays (4h, 4W, C): parts of `out`, or new ones."""
+def _whole(image):
+    return slice(0, image.shape[0]), slice(0, image.shape[1])
+
+
+def _strips(
+    generator, image, tile=TILE, device=None, ensemble=False, back_projection=False, progress=True
+):
+    """Yield the enlarged image, (H, W, C), from top to bottom in strips (4h, 4W, C)."""
     height, width, channels = image.shape
-    tile = _tile_size(generator, tile, device)
-    bar = tqdm(total=height * width * SCALE**2 / 1e6, disable=not progress, bar_format=_BAR)
-
-    def advance(megapixels):
-        bar.update(min(megapixels, bar.total - bar.n))  # floating-point sums must not pass the end
-
-    with bar, _inference(generator, device):
-        for top, _, bottom, _ in _grid((0, 0, height, width), tile, width):
-            if out is None:
-                strip = np.empty((SCALE * (bottom - top), SCALE * width, channels), image.dtype)
-            else:
-                strip = out[SCALE * top : SCALE * bottom]
-            pending = [(top, 0, bottom, width)]
-            while pending:
-                core = pending.pop(0)
-                pieces = _tiles(core, tile)
-                if len(pieces) > 1:
-                    pending = pieces + pending
-                    continue
-                done = bar.n
+    if generator is not None and device is not None:
+        generator.to(device)
+    if not isinstance(tile, int) or tile < 1:
+        raise ValueError(f"tile is a whole number of at least 1, not {tile!r}")
+    bar = tqdm(total=SCALE**2 * height * width, unit="px", unit_scale=True, disable=not progress)
+    with bar:
+        for strip in _cut(_whole(image), tile, width):
+            enlarged = np.empty((SCALE * _size(strip)[0], SCALE * width, channels), image.dtype)
+            tiles = _cut(strip, tile, tile)
+            while tiles:
                 try:
-                    strip[_slices(core, (top, 0), SCALE)] = _enlarge(
-                        generator, image, core, tile, ensemble, back_projection, advance
-                    )
-                    continue
+                    result = _enlarge(generator, image, tiles[0], ensemble, back_projection)
                 except (RuntimeError, MemoryError) as error:
-                    if not _is_out_of_memory(error):
+                    allocation = "tried to allocate" in str(error).lower()  # on every device
+                    if not allocation and not isinstance(error, MemoryError):
                         raise
                     if tile <= SMALLEST_TILE:
-                        raise MemoryError(
-                            f"out of memory even with tiles of {tile} pixels; close other programs, or use the CPU"
-                        ) from error
-                # Out of the except clause, where the error would keep its frames and their tensors alive.
-                tile = max(SMALLEST_TILE, tile // 2)
-                bar.n = done
-                pending.insert(0, core)
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-            yield strip
-        bar.update(bar.total - bar.n)  # what floating-point sums left over
+                        raise MemoryError("out of memory; close other programs") from error
+                    tile = max(SMALLEST_TILE, tile // 2)
+                    tiles = [small for large in tiles for small in _cut(large, tile, tile)]
+                else:
+                    enlarged[_within(tiles.pop(0), strip, SCALE)] = result
+                    bar.update(result.shape[0] * result.shape[1])
+            yield enlarged
 
 
-_BAR = "{desc}{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} MP [{elapsed}<{remaining}]"
-
-
-def _enlarge(generator, image, core, tile, ensemble, back_projection, advance):
-    """The enlarged piece `core` of `image` as an array (4h, 4w, C); values outside `core` are only looked at."""
-    height, width, channels = image.shape
-    area = (core[2] - core[0]) * (core[3] - core[1]) * SCALE**2 / 1e6
-    colours = (
-        0 if generator is None else channels - (channels in (2, 4))
-    )  # the network's; the others are bicubic
-    pieces = []
+def _enlarge(generator, image, tile, ensemble, back_projection):
+    """The enlarged `tile` of `image` as an array (4h, 4w, C)."""
+    channels = image.shape[2]
+    colours = 0 if generator is None else channels - (channels in (2, 4))  # the rest is alpha
+    parts = []
     if colours:
-        peak = np.iinfo(image.dtype).max
-        window = _grow(
-            core, BACK_PROJECTION_RADIUS if back_projection else 0, (0, 0, height, width)
-        )
-        sr = _network(
-            generator,
-            image[..., :colours],
-            window,
-            tile,
-            ensemble,
-            lambda share: advance(area * share),
-        )
-        if colours == 1:
-            sr = sr.mean(dim=0, keepdim=True)
-        if not torch.isfinite(sr).all():
-            raise ValueError(
-                "the network's output is not finite: its weights are damaged or its training diverged"
-            )
-        sr.clamp_(0, 1)
-        if back_projection:
-            lr = _to_tensor(image[_slices(window)][..., :colours]).to(sr.device)
-            sr = back_project(sr, lr)[(..., *_slices(core, window, SCALE))].clamp_(0, 1)
-        levels = sr.mul_(peak).round_().to(torch.uint8 if peak == 255 else torch.int32)
-        pieces.append(levels.permute(1, 2, 0).cpu().numpy().astype(image.dtype, copy=False))
+        padded = _pad(tile, BICUBIC_RADIUS, _whole(image)) if back_projection else tile
+        with _inference(generator):
+            sr = _network(generator, image[..., :colours], padded, ensemble).clamp(0, 1)
+            if back_projection:
+                lr = to_tensor(image[padded][..., :colours])[0].to(sr)
+                sr = back_project(sr, lr).clamp(0, 1)
+        levels = (sr * np.iinfo(image.dtype).max).round().permute(1, 2, 0).cpu().numpy()
+        parts.append(levels[_within(tile, padded, SCALE)].astype(image.dtype))
     if colours < channels:
-        window = _grow(core, BICUBIC_RADIUS, (0, 0, height, width))
-        enlarged = imresize(np.ascontiguousarray(image[_slices(window)][..., colours:]), SCALE)
-        pieces.append(enlarged[_slices(core, window, SCALE)])
-        if not colours:
-            advance(area)
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=2)
+        padded = _pad(tile, BICUBIC_RADIUS, _whole(image))
+        enlarged = imresize(np.ascontiguousarray(image[padded][..., colours:]), SCALE)
+        parts.append(enlarged[_within(tile, padded, SCALE)])
+    return np.concatenate(parts, axis=2)
 
 
-def _network(generator, image, core, tile, ensemble, advance):
-    """The network's enlargement of `core`: image (H, W, 1 or 3) -> float (3, 4h, 4w), not clamped, on the network's device."""
-    height, width, _ = image.shape
-    weight = generator.tail.weight
-    near = _radius(generator.upsample, generator.tail)
-    least = SMALL_CONVOLUTION // weight.shape[1]
-    window = _grow(core, _reach(generator), (0, 0, height, width), least)
-    lr = (
-        _to_tensor(image[_slices(window)])[None]
-        .expand(1, 3, -1, -1)
-        .to(weight.device, weight.dtype)
-    )
+def back_project(sr: torch.Tensor, lr: torch.Tensor) -> torch.Tensor:
+    """Correct an enlargement so that, reduced again, it is the LR image.
 
-    sr = torch.zeros(
-        3, SCALE * (core[2] - core[0]), SCALE * (core[3] - core[1]), device=weight.device
-    )
-    parts = _tiles(core, max(96, math.ceil(tile / 4)))
-    views = range(8) if ensemble else range(1)
-    for view in views:
-        features = _turn_back(generator.trunk(_turn(lr, view)), view)  # (1, C, h, w)
-        for part in parts:
-            around = _grow(part, near, window, least)
-            enlarged = generator.enlarge(_turn(features[(..., *_slices(around, window))], view))
-            enlarged = _turn_back(enlarged, view)[0]
-            sr[(..., *_slices(part, core, SCALE))] += enlarged[(..., *_slices(part, around, SCALE))]
-            advance(
-                (part[2] - part[0])
-                * (part[3] - part[1])
-                / (sr.shape[1] * sr.shape[2] / SCALE**2)
-                / len(views)
-            )
-        del features
-    return sr.div_(len(views))
+    sr + up(lr - down(sr)), both bicubic: a step of iterative back-projection (Irani and Peleg,
+    "Improving resolution by image registration", 1991). Detail between the LR pixels stays. The
+    brightness and colour of areas, which may drift by ten levels in an SRGAN, become those of LR.
 
-
-def back_project(sr, lr):
-    """An enlargement so corrected that, reduced again, it is the LR image: sr + up(lr - down(sr)), both bicubic.
-
-    What a network invents between the LR pixels stays; the brightness and colour of areas become those of the LR image. One
-    step of iterative back-projection (Irani and Peleg 1991; after a trained method: Timofte et al., "Seven ways to improve
-    example-based single image super resolution", CVPR 2016). A second step changes next to nothing.
-
-    sr, lr: float tensors (N, C, 4h, 4w) and (N, C, h, w), or both without N, of one range; the result may leave the range.
+    sr, lr: float (N, C, 4h, 4w) and (N, C, h, w), or both without N. The result may leave [0, 1].
     """
     return sr + imresize(lr - imresize(sr, 1 / SCALE), SCALE)
 
 
-def _to_tensor(image):
-    """Whole numbers (H, W, C) -> float32 (C, H, W) in [0, 1]."""
-    return (
-        torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1).contiguous()
-        / np.iinfo(image.dtype).max
-    )
+# The two halves of `SRResNet.forward`, tiled apart because their receptive fields differ so much.
+def extract_features(generator: SRResNet, lr: torch.Tensor) -> torch.Tensor:
+    """(N, 3, h, w) in [0, 1] -> feature maps (N, C, h, w)."""
+    features = generator.head(lr)
+    return features + generator.after_blocks(generator.blocks(features))
 
 
-def _reach(generator):
-    """How many LR pixels the network looks far, or one more: what its halves look, each rounded up."""
-    return _radius(generator.head, generator.blocks, generator.after_blocks) + _radius(
-        generator.upsample, generator.tail
-    )
+def enlarge_features(generator: SRResNet, features: torch.Tensor) -> torch.Tensor:
+    """Feature maps (N, C, h, w) -> SR (N, 3, 4h, 4w), nominally in [0, 1]."""
+    return (generator.tail(generator.upsample(features)) + 1) / 2
 
 
-def _radius(*layers):
-    """How many pixels of their input these layers look far, at most."""
-    radius, scale = 0, 1
-    for module in nn.ModuleList(layers).modules():
-        if isinstance(module, nn.Conv2d):
-            radius += (module.kernel_size[0] // 2) / scale
-        elif isinstance(module, nn.PixelShuffle):
-            scale *= module.upscale_factor
-    return math.ceil(radius)
+def receptive_field_radii(num_blocks: int) -> tuple[int, int]:
+    """Receptive-field radii of the two halves in LR pixels, the second rounded up."""
+    features = 4 + 2 * num_blocks + 1  # 9 x 9; two 3 x 3 a block; 3 x 3
+    enlarge = 1 + 1 / 2 + 4 / 4  # 3 x 3; 3 x 3 at twice the size; 9 x 9 at 4 times the size
+    return features, math.ceil(enlarge)
+
+
+def _network(generator, image, tile, ensemble):
+    """The enlarged `tile` of an image (H, W, 1 or 3): float (1 or 3, 4h, 4w), not clamped."""
+    features_radius, enlarge_radius = receptive_field_radii(generator.num_blocks)
+    padded = _pad(tile, features_radius + enlarge_radius, _whole(image))
+    weight = next(generator.parameters())
+    lr = to_tensor(image[padded]).to(weight).expand(1, 3, -1, -1)
+    sr = torch.zeros(3, *(SCALE * length for length in _size(tile)), device=weight.device)
+    views = 8 if ensemble else 1
+    for view in range(views):
+        back = view if view >= 4 else -view  # reflections (4 to 7) undo themselves
+        features = _turn(extract_features(generator, _turn(lr, view)), back)
+        for small in _cut(tile, ENLARGE_TILE, ENLARGE_TILE):
+            small_padded = _pad(small, enlarge_radius, padded)
+            part = _turn(features[(..., *_within(small_padded, padded))], view)
+            part = _turn(enlarge_features(generator, part), back)[0]
+            part = part[(..., *_within(small, small_padded, SCALE))]
+            sr[(..., *_within(small, tile, SCALE))] += part / views
+        del features  # before those of the next view are computed
+    if not sr.isfinite().all():
+        raise ValueError("the network's output is not finite: damaged weights or diverged training")
+    return sr if image.shape[2] == 3 else sr.mean(dim=0, keepdim=True)
 
 
 def _turn(x, view):
-    """One of the eight flips and rotations of (N, C, H, W); 0 changes nothing."""
-    if view == 0:
-        return x
-    x = torch.rot90(x, view % 4, (2, 3))
+    """View 0 to 7 of the eight flips and rotations of (N, C, H, W); 0 changes nothing."""
+    x = torch.rot90(x, view % 4, (2, 3)) if view else x
     return x.flip(3) if view >= 4 else x
 
 
-def _turn_back(x, view):
-    if view == 0:
-        return x
-    x = x.flip(3) if view >= 4 else x
-    return torch.rot90(x, -(view % 4), (2, 3))
-
-
-def _tiles(box, side):
-    """Cut `box` into boxes of at most side x side pixels; a panorama of a few rows into long ones of that area."""
-    rows = min(side, box[2] - box[0])
-    return _grid(box, rows, side * side // rows)
-
-
-def _grid(box, rows, columns):
-    """Cut `box` into nearly equal boxes of at most rows x columns, row by row."""
-    top, left, bottom, right = box
-    rows = math.ceil((bottom - top) / math.ceil((bottom - top) / rows))
-    columns = math.ceil((right - left) / math.ceil((right - left) / columns))
-    return [
-        (y, x, min(y + rows, bottom), min(x + columns, right))
-        for y in range(top, bottom, rows)
-        for x in range(left, right, columns)
-    ]
-
-
-def _grow(box, margin, frame, least=0):
-    """`box` and `margin` pixels around it, or more until there are more than `least`, as far as `frame` reaches."""
-    while True:
-        grown = (
-            max(frame[0], box[0] - margin), max(frame[1], box[1] - margin),
-            min(frame[2], box[2] + margin), min(frame[3], box[3] + margin),
-        )  # fmt: skip
-        if grown == frame or (grown[2] - grown[0]) * (grown[3] - grown[1]) > least:
-            return grown
-        margin += 4
-
-
-def _slices(box, origin=(0, 0), scale=1):
-    """Where `box` lies in an array that begins at `origin` and is enlarged by `scale`: slices of rows and columns."""
-    top, left, bottom, right = (scale * (value - origin[i % 2]) for i, value in enumerate(box))
-    return slice(top, bottom), slice(left, right)
-
-
 @contextmanager
-def _inference(generator, device):
-    """Evaluation mode, no gradients, and on a GPU the precision in which pieces and whole agree."""
-    if generator is None:
-        yield
-        return
-    if device is not None:
-        generator.to(device)
+def _inference(generator):
+    """Evaluation mode, no gradients, and on a GPU the precision in which tiles equal the whole."""
     was_training = generator.training
     generator.eval()
-    # TF32 keeps 10 bits of each factor: results would change by a level here and there with the size of the pieces.
+    # TF32 keeps 10 bits of each factor: some values would change by a level with the tiles' size.
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     try:
-        with torch.inference_mode(), exact if torch.cuda.is_available() else nullcontext():
+        with torch.inference_mode(), exact:
             yield
     finally:
         generator.train(was_training)
 
 
-def _tile_size(generator, tile, device):
-    if tile != "auto":
-        if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
-            raise ValueError(
-                f'tile must be "auto" or a whole number of pixels of at least 1, got {tile!r}'
-            )
-        return tile
-    if generator is None:
-        return LARGEST_TILE
-    device = torch.device(device) if device is not None else generator.tail.weight.device
-    if device.type == "cuda":
-        budget = torch.cuda.mem_get_info(device)[0] / 2
-    else:
-        budget = min(psutil.virtual_memory().available / 2, CPU_BUDGET)
-    # In a residual block four sets of feature maps are alive: the block's input, two steps inside, the long skip.
-    pixels = budget / (4 * generator.tail.in_channels * generator.tail.weight.element_size())
-    return int(min(LARGEST_TILE, max(SMALLEST_TILE, math.sqrt(pixels) - 2 * _reach(generator))))
-
-
-def _is_out_of_memory(error):
-    """PyTorch has an exception for CUDA only; on the CPU and on Apple's GPUs the message tells."""
-    text = str(error).lower()
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or "out of memory" in text
-        or "not enough memory" in text
-        or "can't allocate memory" in text
-    )
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def super_resolve_file(
-    generator,
-    source,
-    target,
-    *,
-    tile="auto",
-    device=None,
-    ensemble=False,
-    back_projection=True,
-    progress=True,
-):
-    """Enlarge the image file `source` into the PNG file `target`, holding a strip of the result at a time.
-
-    Beyond the decoded source and a strip of the result this takes about 1 GB, whatever the size. The rest is as in
-    `super_resolve`, but 16 bits a channel stay 16 in colour, too. The file `target` is made whole or not at all, and
-    replaced if there is one.
-    """
-    image, deep = open_deep_image(source)
-    array, info = _pil_to_array(image, source)
-    array = array if deep is None else deep
-    pixels = array if array.ndim == 3 else array[..., None]
-    strips = _strips(generator, pixels, tile, device, ensemble, back_projection, progress)
-    with atomic_path(target) as temporary, closing(strips):
-        _write_png(
-            temporary,
-            strips,
-            [SCALE * side for side in pixels.shape[:2]],
-            pixels.shape[2],
-            pixels.dtype,
-            info,
-        )
-
-
-def _write_png(path, strips, size, channels, dtype, info):
-    """Write strips (h, W, C) from top to bottom as a PNG file; Pillow would need all of them at once.
-
-    The format: https://www.w3.org/TR/png-3/. Rows are stored as differences from the row above (filter 2).
-    """
-    height, width = size
-    bits = 8 * np.dtype(dtype).itemsize
-    with open(path, "wb") as file:
-
-        def chunk(kind, data):
-            file.write(
-                struct.pack(">I", len(data))
-                + kind
-                + data
-                + struct.pack(">I", zlib.crc32(kind + data))
-            )
-
-        file.write(b"\x89PNG\r\n\x1a\n")
-        colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-        chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
-        if "icc_profile" in info:
-            chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(info["icc_profile"]))
-        if "dpi" in info:
-            per_metre = [round(value / 0.0254) for value in info["dpi"]]
-            chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1))
-        packer = zlib.compressobj()
-        above = np.zeros((1, width * channels * bits // 8), np.uint8)
-        for strip in strips:
-            for first in range(0, len(strip), 64):
-                rows = strip[first : first + 64].astype(strip.dtype.newbyteorder(">"))
-                rows = rows.view(np.uint8).reshape(len(rows), -1)
-                filtered = np.full((len(rows), 1 + rows.shape[1]), 2, np.uint8)
-                np.subtract(rows, np.concatenate([above, rows[:-1]]), out=filtered[:, 1:])
-                data = packer.compress(filtered)
-                if data:
-                    chunk(b"IDAT", data)
-                above = rows[-1:]
-        chunk(b"IDAT", packer.flush())
-        chunk(b"IEND", b"")
-
-
-def export_onnx(generator, path):
-    """Write `generator` as ONNX: input "lr" (N, 3, h, w), output "sr" (N, 3, 4h, 4w), float32 in [0, 1], any N, h and w."""
-    try:
-        import onnx  # noqa: F401  (PyTorch's exporter needs it)
-    except ImportError as error:
-        raise ImportError(
-            'the export needs the package "onnx": python -m pip install onnx'
-        ) from error
-    names = {"input_names": ["lr"], "output_names": ["sr"]}
+def export_onnx(generator: SRResNet, path: str | Path) -> None:
+    """Write ONNX: "lr" (N, 3, h, w) -> "sr" (N, 3, 4h, 4w), float32 in [0, 1], any N, h and w."""
     axes = {"lr": {0: "N", 2: "h", 3: "w"}, "sr": {0: "N", 2: "4h", 3: "4w"}}
-    example = torch.rand(1, 3, 16, 24, device=generator.tail.weight.device)
-    with atomic_path(path) as temporary, open(temporary, "wb") as file, warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # the newer exporter (dynamo=True) needs another package
-        torch.onnx.export(
-            generator.eval(), (example,), file, dynamic_axes=axes, dynamo=False, **names
-        )
+    names = {"input_names": ["lr"], "output_names": ["sr"], "dynamic_axes": axes}
+    example = torch.rand(1, 3, 16, 24).to(next(generator.parameters()))
+    with atomic_path(path) as temporary:
+        # dynamo=True, the newer exporter, needs another package.
+        torch.onnx.export(generator.eval(), (example,), str(temporary), dynamo=False, **names)
 
 
-# --- command line ----------------------------------------------------------------------------------------------------
+# --- command line --------------------------------------------------------------------------------
 
 
-def find_weights(method):
-    """The newest checkpoints/**/<method>.safetensors."""
-    files = sorted(
-        Path("checkpoints").rglob(f"{method}.safetensors"), key=lambda path: path.stat().st_mtime
-    )
+def find_weights(method: str) -> Path:
+    """The newest checkpoints/**/<method>.safetensors; FileNotFoundError if there is none."""
+    files = list(Path("checkpoints").rglob(f"{method}.safetensors"))
     if not files:
-        raise FileNotFoundError(
-            f"no {method}.safetensors under checkpoints/: train one with train.ipynb, name one with --weights, "
-            "or use --method bicubic"
-        )
-    return files[-1]
+        way_out = "train one with train.ipynb, name one with --weights, or use --method bicubic"
+        raise FileNotFoundError(f"no {method}.safetensors under checkpoints/: {way_out}")
+    return max(files, key=lambda path: path.stat().st_mtime)
 
 
-def find_images(inputs):
-    """The files that `inputs`, files and folders, name; of a folder the images directly in it, in the order of names."""
-    for path in map(Path, inputs):
-        files = []
-        if not path.is_dir():
-            files = [path]  # whether it is an image shows when it is opened
-        elif os.access(path, os.R_OK | os.X_OK):
-            files = [
-                file
-                for file in sorted(path.iterdir())
-                if file.suffix.lower() in IMAGE_SUFFIXES
-                and not file.name.startswith(".")
-                and file.is_file()
-            ]
-        yield from files or [path]  # an empty folder fails by name, like a file that cannot be read
-
-
-def compare_middle(generator, source, label, options, side=128):
-    """The middle of an image file three ways, side x side LR pixels: its pixels enlarged, bicubic, and the network."""
-    lr = read_image(source)
-    top, left = (max(0, (length - side) // 2) for length in lr.shape[:2])
-    core = (top, left, min(lr.shape[0], top + side), min(lr.shape[1], left + side))
-    reach = BICUBIC_RADIUS if generator is None else max(BICUBIC_RADIUS, _reach(generator))
-    window = _grow(core, reach, (0, 0, *lr.shape[:2]))
-    middle = np.ascontiguousarray(lr[_slices(window)])
-    crop = _slices(core, window, SCALE)
-    return compare(
-        {
-            "input": middle.repeat(SCALE, axis=0).repeat(SCALE, axis=1)[crop],
-            "bicubic": imresize(middle, SCALE)[crop],
-            label: super_resolve(generator, middle, progress=False, **options)[crop],
-        }
-    )
-
-
-def demo(generator, source, folder, label, options, force=False, side=480):
-    """Reduce an image to 1/4, enlarge it again, score both enlargements, and keep a sheet of the middle in `folder`."""
-    hr = read_image(source)
-    height, width = (length - length % SCALE for length in hr.shape[:2])
-    if min(height, width) < 20:
-        raise ValueError(
-            f"{source}: too small to be reduced to 1/4 and scored; take one of at least 20 x 20 pixels"
-        )
-    hr = np.ascontiguousarray(hr[:height, :width])
-    lr = imresize(hr, 1 / SCALE)
-    results = {"bicubic": imresize(lr, SCALE)}
-    if generator is not None:
-        results[label] = super_resolve(generator, lr, **options)
-    sheet = {}
-    for name, sr in results.items():
-        scores = f"{psnr(sr, hr):.2f} dB, SSIM {ssim(sr, hr):.4f}"
-        print(f"{name:>10}: {scores} (Y, border 4)")
-        sheet[f"{name}\n{scores}"] = sr
-    top, left = (max(0, (length - side) // 2) for length in hr.shape[:2])
-    box = (left, top, min(side, width), min(side, height))
-    target = Path(folder, "demo", f"{Path(source).stem}.png")
-    if target.exists() and not force:
-        print(f"{target} exists, not written again (--force replaces it)")
-        return
+def compare_middle(upscale, source, target, label):
+    """Save the middle of an image file as it is, enlarged bicubically, and by the network."""
+    image = read_image(source)
+    left, top, width, height = plots.middle_box(image, 128 + 2 * 40)  # 40: the receptive field
+    lr = image[top : top + height, left : left + width].copy()
+    nearest = lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+    images = {"input": nearest, "bicubic": imresize(lr, SCALE), label: upscale(lr)}
     with atomic_path(target) as temporary:
-        compare(
-            {"input, 1/4": lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1), **sheet, "original": hr},
-            box,
-        ).save(temporary)
+        plots.compare(images, plots.middle_box(nearest, SCALE * 128)).save(temporary)
+
+
+def demo(upscale, source, target, label):
+    """Reduce an image file to 1/4, enlarge it again, print scores, save the middle."""
+    hr = read_image(source)
+    hr = hr[: hr.shape[0] // SCALE * SCALE, : hr.shape[1] // SCALE * SCALE]
+    lr = imresize(hr, 1 / SCALE)
+    images = {"bicubic": imresize(lr, SCALE), label: upscale(lr)}
+    for name, sr in images.items():
+        print(f"{name:>10}: {psnr(sr, hr):.2f} dB, SSIM {ssim(sr, hr):.4f} (Y, border 4)")
+    with atomic_path(target) as temporary:
+        plots.strip(images, hr, plots.middle_box(hr, 480)).save(temporary)
     print(f"the middle side by side: {target}")
 
 
 def _arguments(argv):
-    parser = argparse.ArgumentParser(
-        description="Enlarge images to 4 times their width and height. Results are PNG files, <name>.png; those that are "
-        "there already are skipped, so a stopped run goes on where it was. Originals are never touched."
-    )
+    about = "Enlarge images to 4 times their size, into PNG files NAME.png; skip those that exist."
+    parser = argparse.ArgumentParser(description=about)
     add = parser.add_argument
     add("inputs", nargs="*", metavar="IMAGE", help="image files, and folders of them")
-    add(
-        "-o",
-        "--output",
-        default="super_resolved",
-        metavar="FOLDER",
-        help="where results go (default: %(default)s)",
-    )
-    add(
-        "--method",
-        choices=("srgan", "srresnet", "bicubic"),
-        default="srgan",
-        help="default: %(default)s",
-    )
-    add("--weights", metavar="FILE", help="default: the newest checkpoints/**/<method>.safetensors")
-    add("--device", help="cuda, mps or cpu (default: the best there is)")
-    add(
-        "--tile",
-        type=int,
-        metavar="PIXELS",
-        help="side of the pieces (default: by the free memory)",
-    )
-    add(
-        "--ensemble",
-        action="store_true",
-        help="average over 8 flips and rotations: smoother, 8 times slower",
-    )
-    add(
-        "--network-alone",
-        action="store_true",
-        help="as in the paper: no back-projection, which keeps brightness and colour",
-    )
-    add(
-        "--compare",
-        action="store_true",
-        help="also write compare/<name>.png: the middle beside input and bicubic",
-    )
-    add("--force", action="store_true", help="replace results that are there already")
-    add(
-        "--large",
-        action="store_true",
-        help="also read images of more than 179 megapixels, which could be a trap",
-    )
-    add(
-        "--demo",
-        metavar="IMAGE",
-        help="reduce this image to 1/4, enlarge it again, show and score that",
-    )
-    add("--export", metavar="FILE.onnx", help="write the generator as ONNX and stop")
+    add("-o", "--output", default="super_resolved", metavar="FOLDER", help="default: %(default)s")
+    add("--method", choices=("srgan", "srresnet", "bicubic"), default="srgan")
+    add("--weights", metavar="FILE", help="default: the newest checkpoints/**/METHOD.safetensors")
+    add("--device", help="cuda, mps or cpu; default: the best there is")
+    add("--tile", type=int, default=TILE, metavar="PIXELS", help="smaller ones take less memory")
+    add("--ensemble", action="store_true", help="average 8 flips and rotations: smoother, slower")
+    add("--back-projection", action="store_true", help="keep the input's brightness and colour")
+    add("--compare", action="store_true", help="also write the middle beside input and bicubic")
+    add("--force", action="store_true", help="replace results that exist")
+    add("--large", action="store_true", help="also read images of more than 179 megapixels")
+    add("--demo", metavar="IMAGE", help="reduce this image to 1/4, enlarge it again and score it")
+    add("--export", metavar="FILE.onnx", help="write the generator as ONNX")
     args = parser.parse_args(argv)
     if not (args.inputs or args.demo or args.export):
         parser.error("name images or folders to enlarge, or --demo IMAGE, or --export FILE.onnx")
-    if args.tile is not None and args.tile < 1:
-        parser.error(f"--tile takes a whole number of pixels of at least 1, not {args.tile}")
     if args.export and args.method == "bicubic":
         parser.error("bicubic has no network to export")
     return args
 
 
-def main(argv=None):
-    """Run the command line; returns the exit code: 0, 1 if anything failed, 130 if it was stopped."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 if anything failed, 130 if stopped."""
     args = _arguments(argv)
     if args.large:
         Image.MAX_IMAGE_PIXELS = None
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(
-                errors="replace"
-            )  # a name that the terminal cannot show must not stop the run
+    sys.stdout.reconfigure(errors="replace")  # for names that the terminal cannot show
     try:
-        device = pick_device(args.device)
-        generator, label = None, args.method
+        generator, label, device = None, args.method, pick_device(args.device)
         if args.method != "bicubic":
             weights = args.weights or find_weights(args.method)
             generator, label = load_generator(weights, device), Path(weights).stem
             print(f"{weights} on {device}")
-        options = {
-            "tile": "auto" if args.tile is None else args.tile,
-            "ensemble": args.ensemble,
-            "back_projection": not args.network_alone,
-        }
+        options = {name: getattr(args, name) for name in ("tile", "ensemble", "back_projection")}
         if args.export:
             if Path(args.export).exists() and not args.force:
                 raise FileExistsError(f"{args.export} exists: choose another name, or --force")
             export_onnx(generator, args.export)
             print(f"wrote {args.export}")
         if args.demo:
-            demo(generator, args.demo, args.output, label, options, args.force)
-        failures = _enlarge_all(generator, args, label, options) if args.inputs else 0
+            target = Path(args.output, "demo", f"{Path(args.demo).stem}.png")
+            demo(partial(super_resolve, generator, **options), args.demo, target, label)
+        return _enlarge_all(generator, args, label, options) if args.inputs else 0
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it was", file=sys.stderr)
+        print("\nstopped; the same command resumes", file=sys.stderr)
         return 130
     except (OSError, ValueError, ImportError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 1 if failures else 0
 
 
 def _enlarge_all(generator, args, label, options):
-    """Enlarge all inputs into the output folder, going on after failures; returns how many failed."""
-    try:
-        os.makedirs(args.output, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"{args.output}: cannot be the folder for results ({error.strerror}); name another with -o"
-        ) from error
-    # Each name once; a link and what it points to are two names.
-    sources = list(
-        {
-            source.parent.resolve() / source.name: source for source in find_images(args.inputs)
-        }.values()
-    )
+    """Enlarge all inputs into the output folder, going on after failures; returns 1 after any."""
+    sources = find_images(args.inputs)
     originals = {source.resolve() for source in sources}
-    made, skipped, failed, taken = 0, 0, [], {}
+    made, skipped, failed, taken = 0, 0, 0, {}
     for number, source in enumerate(sources, start=1):
         print(f"[{number}/{len(sources)}] {source}")
         target = Path(args.output, f"{source.stem}.png")
+        sheet = target.parent / "compare" / target.name
         try:
-            if source.is_dir():
-                os.listdir(source)  # says so if that is not allowed
-                raise ValueError(
-                    f"{source}: no images in this folder; its subfolders have to be named themselves"
-                )
             if target.resolve() in originals:
-                raise ValueError(
-                    f"{source}: the result {target} would replace an original; choose another folder with -o"
-                )
-            if target in taken:
-                raise ValueError(
-                    f"{source}: the result {target} is that of {taken[target]}; give one of them another folder with -o"
-                )
-            taken[target] = source
+                raise ValueError(f"{target} would replace an original; choose another -o FOLDER")
+            if taken.setdefault(target, source) != source:
+                raise ValueError(f"{target} is that of {taken[target]}; choose another -o FOLDER")
             if target.exists() and not args.force:
                 print(f"  {target} exists, skipped (--force replaces it)")
                 skipped += 1
             else:
                 super_resolve_file(generator, source, target, **options)
                 made += 1
-            sheet = target.parent / "compare" / target.name
             if args.compare and (args.force or not sheet.exists()):
-                with atomic_path(sheet) as temporary:
-                    compare_middle(generator, source, label, options).save(temporary)
+                upscale = partial(super_resolve, generator, progress=False, **options)
+                compare_middle(upscale, source, sheet, label)
         except (OSError, ValueError, MemoryError) as error:
-            # The system's own errors (disk full, no permission) do not name the image.
-            message = str(error) if str(error).startswith(f"{source}:") else f"{source}: {error}"
-            print(f"  failed: {message}", file=sys.stderr)
-            failed.append(
-                message
-            )  # not the error, which would keep the image and its strips in memory
-    print(f"{made} enlarged, {skipped} skipped, {len(failed)} failed; results in {args.output}")
-    for message in failed:
-        print(f"  {message}", file=sys.stderr)
-    return len(failed)
+            print(f"  failed: {source}:", str(error).removeprefix(f"{source}: "), file=sys.stderr)
+            failed += 1
+    print(f"{made} enlarged, {skipped} skipped, {failed} failed, in {args.output}")
+    return min(failed, 1)
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # ended from outside: tidied up as after Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidy up as after Ctrl-C
     sys.exit(main())

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tools.image_files import open_image, sixteen_bit_array  # file formats, Pillow's internals
+# Formats, modes and Pillow's internals:
+from tools.image_files import IMAGE_SUFFIXES, open_image, sixteen_bit_array
 
 SCALE = 4  # HR is 4 times as high and as wide as LR
 
@@ -112,32 +113,45 @@ def read_image(path: str | Path) -> np.ndarray:
     return np.array(image.convert("RGBA").convert("RGB"))
 
 
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The files among `paths`, and the images directly in its folders by name; each once.
+
+    Raises ValueError for a folder without images.
+    """
+    images = []
+    for path in map(Path, paths):
+        files = [path]  # whether it is an image shows when it is opened
+        if path.is_dir():
+            files = [file for file in sorted(path.glob("[!.]*")) if file.is_file()]
+            files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+        if not files:
+            raise ValueError(f"{path}: no images in this folder; name its subfolders themselves")
+        images += files
+    return list(dict.fromkeys(images))
+
+
 def write_image(path: str | Path, array: np.ndarray) -> None:
     """Write uint8 RGB (H, W, 3) as a PNG file, atomically; ValueError for anything else."""
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path}: images are written without loss, as PNG; use the suffix .png")
-    _check_array(array)
+    array = np.ascontiguousarray(array)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ValueError(f"{path}: expected uint8 RGB (H, W, 3), got {array.dtype} {array.shape}")
     with atomic_path(path) as temporary:
-        Image.fromarray(np.ascontiguousarray(array)).save(temporary)
+        Image.fromarray(array).save(temporary)
 
 
 # --- arrays and tensors --------------------------------------------------------------------------
 
 
-def _check_array(array):
-    got = type(array).__name__
-    if isinstance(array, np.ndarray):
-        if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
-            return
-        got = f"{array.dtype} {array.shape}"
-    raise ValueError(f"expected a uint8 RGB array of shape (H, W, 3), got {got}")
-
-
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """uint8 RGB (H, W, 3) -> float32 RGB in [0, 1], (1, 3, H, W)."""
-    _check_array(array)
-    return torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float().contiguous() / 255
+    """uint8 or uint16 (H, W, C) -> float32 in [0, 1], (1, C, H, W); ValueError for another type."""
+    if array.dtype not in (np.uint8, np.uint16) or array.ndim != 3:
+        got = f"{array.dtype} {array.shape}"
+        raise ValueError(f"expected a uint8 or uint16 array of shape (H, W, C), got {got}")
+    tensor = torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1)[None]  # (1, C, H, W)
+    return tensor.contiguous() / np.iinfo(array.dtype).max
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray:
