@@ -51,24 +51,17 @@ class SRResNet(nn.Module):
 
     SR is not clamped: outside the range a clamp would have no gradient. `utils.to_array` clamps.
 
-    Args:
-        num_blocks: residual blocks; the paper has 16.
-        num_channels: feature maps; the paper has 64. At least 3.
-        init: "default" for PyTorch's initialisation, or "interpolator" for `init_as_interpolator`.
-
-    Raises:
-        ValueError: an argument is out of range.
+    init: "default" for PyTorch's initialisation, or "interpolator" for `init_as_interpolator`.
+    Raises ValueError for less than 1 block or 3 channels, and for another init.
     """
 
     def __init__(self, num_blocks: int = 16, num_channels: int = 64, init: str = "default"):
         super().__init__()
-        if num_blocks < 1 or num_channels < 3:
+        if num_blocks < 1 or num_channels < 3 or init not in ("default", "interpolator"):
             raise ValueError(
-                "SRResNet takes num_blocks >= 1 and num_channels >= 3, "
-                f"not {num_blocks} and {num_channels}"
+                'SRResNet takes num_blocks >= 1, num_channels >= 3, init "default" or '
+                f'"interpolator"; not {num_blocks}, {num_channels} and {init!r}'
             )
-        if init not in ("default", "interpolator"):
-            raise ValueError(f'SRResNet: init is "default" or "interpolator", not {init!r}')
         self.num_blocks, self.num_channels = num_blocks, num_channels
         self.info: dict[str, Any] = {}  # of its training; `load_generator` fills it in
         self.head = nn.Sequential(nn.Conv2d(3, num_channels, 9, padding=4), nn.PReLU())  # k9n64s1
@@ -141,9 +134,7 @@ class Discriminator(nn.Module):
     """The discriminator of figure 4: images (N, 3, H, W) in [0, 1] -> logits (N,).
 
     The final sigmoid is left to the loss: binary cross-entropy with logits cannot overflow.
-
-    Args:
-        num_channels: feature maps of the first convolution; the paper has 64.
+    num_channels: feature maps of the first convolution.
     """
 
     def __init__(self, num_channels: int = 64):
@@ -190,9 +181,7 @@ class VGGFeatures(nn.Module):
             if one pixel in four does, so with "max" a generator learns to draw a grid.
         weights: "torchvision", "original" or a file, see `tools.vgg_weights`.
 
-    Raises:
-        ValueError: there is no phi_ij; the weights do not fit.
-        FileNotFoundError: there are no weights; says what to put where.
+    Raises ValueError if there is no phi_ij, and what `load_vgg_weights` raises.
     """
 
     def __init__(
@@ -227,10 +216,7 @@ class VGGFeatures(nn.Module):
 
 
 def save_generator(path: str | Path, generator: SRResNet, **info: Any) -> None:
-    """Write a generator's weights, and `info` about its training (anything JSON can hold).
-
-    The file (.safetensors) carries a checksum. It is replaced whole or not at all.
-    """
+    """Write a generator's weights, and `info` about its training (anything JSON can hold)."""
     checkpoints.write(path, generator.state_dict(), {"kind": "generator", "info": info})
 
 
@@ -270,16 +256,13 @@ def interpolate(generator_a: SRResNet, generator_b: SRResNet, alpha: float) -> S
     b must have been trained from a. Batch-norm statistics are mixed, too; those of the mixture's
     own features come from `torch.optim.swa_utils.update_bn`.
 
-    Raises:
-        ValueError: the architectures differ, or alpha is not in [0, 1].
+    Raises ValueError if the architectures differ or alpha is not in [0, 1].
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is 0 (the first generator) to 1 (the second), not {alpha}")
     mixture, other = copy.deepcopy(generator_a).eval(), generator_b.state_dict()
     weights = mixture.state_dict()
-    if {name: value.shape for name, value in weights.items()} != {
-        name: value.shape for name, value in other.items()
-    }:
+    if [value.shape for value in weights.values()] != [value.shape for value in other.values()]:
         raise ValueError("only generators of one architecture can be mixed")
     for name, value in weights.items():
         if value.is_floating_point():

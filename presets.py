@@ -73,6 +73,9 @@ BOOKKEEPING = {  # may change when a run resumes: they do not change what is tra
 # What Muon, bfloat16, compilation and the initialisation are worth: report.md, section 5.
 FAST = dict(optimizer="muon", mixed_precision="auto", compile=True)
 INTERPOLATOR = dict(init="interpolator")  # starts as bilinear upsampling: saves hours
+PIXELS = dict(content_loss="mse", content_weight=1.0)  # needs no VGG weights
+# A few minutes: batches of 8 give more steps for the same pixels; EMA with a half-life of 69 steps.
+SHORT = dict(batch_size=8, ema_decay=0.99, mixed_precision="auto")
 
 PRESETS = dict(
     quick=dict(
@@ -92,8 +95,7 @@ PRESETS = dict(
                 optimizer="muon",
                 mixed_precision="auto",
             ),
-            # The pixel loss needs no download.
-            srgan=dict(patches_per_image=16, batch_size=4, content_loss="mse", content_weight=1.0),
+            srgan=dict(**PIXELS, patches_per_image=16, batch_size=4),
         ),
     ),
     laptop=dict(
@@ -109,18 +111,18 @@ PRESETS = dict(
                 warmup_steps=200,
             ),
             srgan=dict(
+                **SHORT,
                 epochs=2,
                 patches_per_image=4,
-                batch_size=8,
                 schedule="cosine",
-                ema_decay=0.99,  # a short run: half-life 69 steps
                 content_loss="vgg16_53",  # the last features of VGG16, as phi_54 is of VGG19
                 content_weight=0.05,  # for the original weights with average pooling: 20 : 1
                 vgg_weights="original",
                 vgg_pooling="avg",
                 frozen_layers=["upsample", "tail"],  # a young generator would draw a grid
-                mixed_precision="auto",
             ),
+            srgan_mse=dict(**SHORT, **PIXELS, patches_per_image=2),
+            base=dict(**SHORT, **PIXELS, patches_per_image=2, start=""),
         ),
     ),
     afternoon=dict(
@@ -131,8 +133,8 @@ PRESETS = dict(
                 **FAST, epochs=20, learning_rate=1e-3, schedule="cosine", warmup_steps=1000
             ),
             srgan=dict(epochs=4, schedule="tenth"),
-            srgan_mse=dict(epochs=1, schedule="tenth", content_loss="mse", content_weight=1.0),
-            base=dict(start="", content_loss="mse", content_weight=1.0),
+            srgan_mse=dict(**PIXELS, epochs=1, schedule="tenth"),
+            base=dict(**PIXELS, start=""),
         ),
     ),
     paper=dict(  # section 3.2: 1e6 steps, then 1e5 at 1e-4 and 1e5 at 1e-5; 5,000 steps an epoch
@@ -145,22 +147,14 @@ PRESETS = dict(
 
 
 def get_settings(preset: str) -> dict[str, Any]:
-    """The settings of a preset, a copy of one's own to change.
-
-    Raises:
-        ValueError: there is no such preset; says which there are.
-    """
+    """The settings of a preset, a copy to change. Raises ValueError with the presets' names."""
     if preset not in PRESETS:
         raise ValueError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
     return copy.deepcopy({**RUN, "folder": f"checkpoints/{preset}", **PRESETS[preset]})
 
 
 def read_settings(source: str | Path) -> dict[str, Any]:
-    """The settings of a preset by its name, or of a JSON file that a run wrote.
-
-    Raises:
-        ValueError: neither a preset nor a readable settings file.
-    """
+    """The settings of a preset by its name, or of a .json file. Raises ValueError for others."""
     if source in PRESETS or not str(source).endswith(".json"):
         return get_settings(str(source))
     try:
@@ -170,27 +164,24 @@ def read_settings(source: str | Path) -> dict[str, Any]:
 
 
 def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run with all defaults filled in, checked before anything is loaded.
-
-    Raises:
-        ValueError: an unknown name, a wrong type or a value out of range; names the setting.
-    """
+    """The settings of a run with all defaults filled in. Raises as `check`."""
     checked = check(settings, RUN, "the run")
     for stage, values in checked["stages"].items():
-        checked["stages"][stage] = check_stage(values, stage)
+        defaults = STAGE if stage == "srresnet" else {**STAGE, **ADVERSARIAL}
+        checked["stages"][stage] = check(values, defaults, stage)
         start = checked["stages"][stage].get("start")
         if start and start not in checked["stages"]:
             raise ValueError(f"{stage}: start is a stage before it, or '' for none; not {start!r}")
     return checked
 
 
-def check_stage(values: dict[str, Any], stage: str) -> dict[str, Any]:
-    """The settings of a stage with its defaults filled in. Raises as `check_settings`."""
-    return check(values, STAGE if stage == "srresnet" else {**STAGE, **ADVERSARIAL}, stage)
-
-
 def check(values: dict[str, Any], defaults: dict[str, Any], owner: str) -> dict[str, Any]:
-    """`values` over `defaults`, each of its default's type and in its range. Raises ValueError."""
+    """A copy of `values` over `defaults`.
+
+    Raises ValueError for an unknown name, a wrong type or a value out of range; names the setting.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"the settings of {owner} are names with values, not {values!r}")
     unknown = sorted(set(values) - set(defaults))
     if unknown:
         raise ValueError(f"{owner} has no setting {unknown}; it has {sorted(defaults)}")

@@ -43,9 +43,8 @@ def convolve_shuffled(x: Tensor, weight: Tensor, bias: Tensor, side: int) -> Ten
     are slow at convolutions with three outputs, such as the paper's last (k9n3s1). Twelve outputs
     of 5 x 5 taps save a sixth of a training step.
 
-    Args:
-        weight, bias: (K, C, side, side) and (K,), of a convolution with stride 1, "same" padding.
-        side: of the kernel, one of 1, 5, 9, ... (a number, so that ONNX export needs no shapes).
+    weight, bias: (K, C, side, side) and (K,), of a convolution with stride 1 and "same" padding.
+    side: one of 1, 5, 9, ...; a number, because ONNX export cannot fold shapes.
     """
     out_channels, in_channels = weight.shape[:2]
     taps = (side + 1) // 2  # on the coarse grid

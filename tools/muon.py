@@ -22,11 +22,9 @@ class Muon(torch.optim.Adam):
 
     Args:
         network: its 4-dimensional weights, without the first and the last, are for Muon, the rest
-            for Adam. With fewer than three such weights everything is Adam's.
-        lr: Adam's learning rate.
-        muon_lr: Muon's, relative to `lr`. At 1 a step's root mean square is 0.2 lr, as Adam's
-            usually is.
-        fused: see `torch.optim.Adam`.
+            for Adam.
+        lr: Adam's learning rate. fused: see `torch.optim.Adam`.
+        muon_lr: relative to `lr`. At 1 a step's root mean square is 0.2 lr, as Adam's usually is.
     """
 
     MOMENTUM = 0.95
