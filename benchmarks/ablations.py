@@ -1,12 +1,14 @@
-"""What each idea of the recipe is worth: SRResNet trained for the same number of patches, one thing changed at a time.
+"""What each idea of the recipe is worth: SRResNet on the same number of patches, one change each.
 
-    python benchmarks/ablations.py                      # every row, seed 0, into results/ablations.csv; goes on where it stopped
+    python benchmarks/ablations.py                       every row, seed 0, that is not yet there
     python benchmarks/ablations.py ema muon --seeds 0 1 2
 
-The first rows build the recipe up from the paper's, the others change one thing of it. The budget is small (see --patches), so
-that a row takes minutes on one CPU core: the figures are about the beginning of a training, where most of them come from.
-Scores are PSNR (Y) on the middle 512 x 512 pixels of the validation images, which decide, and on Set5 and Set14; and the
-checkerboard of the Set5 images (1: none). The last rows train an SRGAN a little, from checkpoints/laptop/srresnet.safetensors.
+Into results/ablations.csv. The first rows build the recipe up from the paper's, the others change
+one thing of it. The budget is small (see --patches), so that a row takes minutes on one CPU core:
+the figures are about the beginning of a training, where most of them come from. Scores are PSNR (Y)
+on the middle 512 x 512 pixels of the validation images, which decide, and on Set5 and Set14; and
+the checkerboard of the Set5 images (1: none). The last rows train an SRGAN a little, from
+checkpoints/laptop/srresnet.safetensors.
 """
 
 import argparse
@@ -25,69 +27,58 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import presets  # noqa: E402
 from datasets import PairDataset, PatchDataset  # noqa: E402
-from metrics import checkerboard, evaluate, mean  # noqa: E402
+from metrics import evaluate, mean  # noqa: E402
 from models import Discriminator, SRResNet, load_generator  # noqa: E402
 from solver import GANSolver, PretrainSolver  # noqa: E402
+from tools.artifacts import checkerboard  # noqa: E402
 from utils import seed_everything, write_rows  # noqa: E402
 
-PAPER = dict(
-    init="default",
-    learning_rate=1e-4,
-    schedule="constant",
-    warmup_steps=0,
-    ema_decay=0.0,
-    optimizer="adam",
+LAPTOP = presets.get_settings("laptop")
+# Built up, one idea after the other. The defaults of `presets.STAGE` are the paper's but for the
+# average. Warm-up and average are as short as these trainings.
+PAPER = dict(batch_size=4, mixed_precision="auto", ema_decay=0.0)
+INTERPOLATOR = dict(PAPER, init=LAPTOP["generator"]["init"])
+RATE = dict(
+    INTERPOLATOR, learning_rate=LAPTOP["stages"]["srresnet"]["learning_rate"], warmup_steps=50
 )
-RECIPE = dict(
-    init="interpolator",
-    learning_rate=1e-3,
-    schedule="cosine",
-    warmup_steps=50,
-    ema_decay=0.995,
-    optimizer="muon",
-)
-GAN = dict(
-    content_loss="vgg22",
-    content_weight=0.015,
-    learning_rate=1e-4,
-    schedule="constant",
-    ema_decay=0.9,
-)
+COSINE = dict(RATE, schedule=LAPTOP["stages"]["srresnet"]["schedule"])
+EMA = dict(COSINE, ema_decay=0.995)
+RECIPE = dict(EMA, optimizer=LAPTOP["stages"]["srresnet"]["optimizer"])
+# The content weight is for a VGG19 whose features are scaled to a mean of about 1; divide it for
+# others, until content : adversarial starts near 20 : 1.
+GAN = dict(PAPER, ema_decay=0.9, content_loss="vgg22", content_weight=0.015)
+AVERAGE = dict(GAN, vgg_pooling="avg")
+FROZEN = dict(AVERAGE, frozen_layers=LAPTOP["stages"]["srgan"]["frozen_layers"])
 ROWS = {  # name: (what, settings)
     "paper": ("the paper's recipe: constant rate 1e-4, Adam", PAPER),
-    "interpolator": ("+ begun as an interpolator", {**PAPER, "init": "interpolator"}),
-    "rate": (
-        "+ rate 1e-3, warm-up",
-        {**RECIPE, "schedule": "constant", "ema_decay": 0.0, "optimizer": "adam"},
-    ),
-    "cosine": ("+ cosine to zero", {**RECIPE, "ema_decay": 0.0, "optimizer": "adam"}),
-    "ema": ("+ averaged weights", {**RECIPE, "optimizer": "adam"}),
+    "interpolator": ("+ initialised as an interpolator", INTERPOLATOR),
+    "rate": ("+ rate 1e-3, warm-up", RATE),
+    "cosine": ("+ cosine to zero", COSINE),
+    "ema": ("+ averaged weights", EMA),
     "muon": ("+ Muon: the recipe", RECIPE),
-    "no interpolator": ("the recipe, default initialisation", {**RECIPE, "init": "default"}),
-    "rate 2e-3": ("the recipe, rate 2e-3", {**RECIPE, "learning_rate": 2e-3}),
-    "rate 5e-4": ("the recipe, rate 5e-4", {**RECIPE, "learning_rate": 5e-4}),
-    "batch 16": ("the recipe, batches of 16: a quarter of the steps", {**RECIPE, "batch_size": 16}),
-    "crops": ("the recipe, the first half with 48 x 48 crops", {**RECIPE, "first_crop": 48}),
-    "detail": ("the recipe, of two patches the one with more detail", {**RECIPE, "detail": True}),
-    "float32": ("the recipe, all in float32", {**RECIPE, "mixed_precision": "no"}),
+    "no interpolator": ("the recipe, default initialisation", dict(RECIPE, init="default")),
+    "rate 2e-3": ("the recipe, rate 2e-3", dict(RECIPE, learning_rate=2e-3)),
+    "rate 5e-4": ("the recipe, rate 5e-4", dict(RECIPE, learning_rate=5e-4)),
+    "batch 16": ("the recipe, batches of 16: a quarter of the steps", dict(RECIPE, batch_size=16)),
+    "crops": ("the recipe, the first half with 48 x 48 crops", dict(RECIPE, first_crop=48)),
+    "detail": ("the recipe, of two patches the one with more detail", dict(RECIPE, detail=True)),
+    "float32": ("the recipe, all in float32", dict(RECIPE, mixed_precision="no")),
     "gan": ("SRGAN-VGG22, maximum pooling", GAN),
     "gan no judge": (
         "SRGAN-VGG22, maximum pooling, no adversarial loss",
-        {**GAN, "adversarial_weight": 0.0},
+        dict(GAN, adversarial_weight=0.0),
     ),
     "gan weight": (
         "SRGAN-VGG22, maximum pooling, content weight 0.1",
-        {**GAN, "content_weight": 0.1},
+        dict(GAN, content_weight=0.1),
     ),
-    "gan average": ("SRGAN-VGG22, average pooling", {**GAN, "vgg_pooling": "avg"}),
-    "gan average frozen": (
-        "SRGAN-VGG22, average pooling, upsampling frozen",
-        {**GAN, "vgg_pooling": "avg", "frozen_layers": ["upsample", "tail"]},
-    ),
+    "gan average": ("SRGAN-VGG22, average pooling", AVERAGE),
+    "gan average frozen": ("SRGAN-VGG22, average pooling, upsampling frozen", FROZEN),
     "gan average no judge": (
         "SRGAN-VGG22, average pooling, no adversarial loss",
-        {**GAN, "vgg_pooling": "avg", "adversarial_weight": 0.0},
+        dict(AVERAGE, adversarial_weight=0.0),
     ),
 }
 START = "checkpoints/laptop/srresnet.safetensors"
@@ -103,22 +94,24 @@ class DetailSolver(PretrainSolver):
 
 def train(settings, seed, patches):
     """Train one row. Returns its scores."""
-    settings = {"batch_size": 4, "mixed_precision": "auto", **settings}
-    init, detail = settings.pop("init", None), settings.pop("detail", False)
+    settings = dict(settings, epochs=2)
+    init, detail = settings.pop("init", "default"), settings.pop("detail", False)
     first_crop = settings.pop("first_crop", 96)
-    kind = GANSolver if "content_loss" in settings else DetailSolver if detail else PretrainSolver
-    settings.update(epochs=2, batch_size=settings["batch_size"] * (1 + detail))
+    settings["batch_size"] *= 1 + detail
     seed_everything(seed)
     # Two epochs of half the patches, so that the crop can grow between them.
     images = PatchDataset(
         "data/lists/train.csv", seed=seed, patches_per_image=patches // 2 * (1 + detail)
     )
-    images.crop_size = first_crop
+    if "content_loss" in settings:
+        kind = GANSolver
+        networks = {"generator": load_generator(START), "discriminator": Discriminator()}
+    else:
+        kind = DetailSolver if detail else PretrainSolver
+        networks = {"generator": SRResNet(init=init)}
     with tempfile.TemporaryDirectory() as folder:
-        networks = (
-            [load_generator(START), Discriminator()] if kind is GANSolver else [SRResNet(init=init)]
-        )
-        solver = kind(*networks, images, settings, f"{folder}/run")
+        solver = kind(networks, images, settings, f"{folder}/run")
+        images.crop_size = first_crop
         solver.fit(1)
         images.crop_size = 96
         solver.fit(2)
@@ -127,14 +120,12 @@ def train(settings, seed, patches):
         name: list(PairDataset(f"data/lists/{name}.csv")) for name in ("valid", "Set5", "Set14")
     }
     sets["valid"] = [middle(*pair) for pair in sets["valid"]]
-    extra = {"checkerboard": lambda lr, sr, hr: checkerboard(sr)}
     for name, pairs in sets.items():
-        rows = evaluate(
-            solver.upscale, pairs, progress=False, extra=extra if name == "Set5" else None
-        )
-        scores[name] = round(mean(rows)["psnr"], 3)
-        if name == "Set5":
-            scores["checkerboard"] = round(sum(row["checkerboard"] for row in rows) / len(rows), 2)
+        extra = {"checkerboard": lambda lr, sr, hr: checkerboard(sr)} if name == "Set5" else None
+        row = mean(evaluate(solver.upscale, pairs, progress=False, extra=extra))
+        scores[name] = round(row["psnr"], 3)
+        if extra:
+            scores["checkerboard"] = round(row["checkerboard"], 2)
     return scores
 
 
@@ -148,28 +139,16 @@ def middle(name, lr, hr, side=128):
     )
 
 
-def work(name, seed, arguments):
-    """One row in a process of its own, with one thread: two of them do more on two cores than one with both."""
-    command = [
-        sys.executable,
-        __file__,
-        name,
-        "--seeds",
-        str(seed),
-        "--patches",
-        str(arguments.patches),
-        "--worker",
-    ]
+def work(name, seed, patches):
+    """One row in a process of its own, with one thread: on two cores, two of them do more."""
+    command = [sys.executable, __file__, name, "--worker"]
+    command += ["--seeds", str(seed), "--patches", str(patches)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name}, seed {seed}: {done.stderr}")
-    return {
-        "row": name,
-        "what": ROWS[name][0],
-        "seed": seed,
-        "patches_per_image": arguments.patches,
-    } | json.loads(done.stdout.splitlines()[-1])
+    row = {"row": name, "what": ROWS[name][0], "seed": seed, "patches_per_image": patches}
+    return row | json.loads(done.stdout.splitlines()[-1])
 
 
 def main():
@@ -177,10 +156,7 @@ def main():
     parser.add_argument("rows", nargs="*", help=f"of {', '.join(ROWS)}; none: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
-        "--patches",
-        type=int,
-        default=6,
-        help="of each training image, 96 x 96, in all; an even number",
+        "--patches", type=int, default=6, help="of each training image in all; an even number"
     )
     parser.add_argument("--output", default="results/ablations.csv")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -190,11 +166,8 @@ def main():
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
     os.chdir(ROOT)
     if arguments.worker:
-        print(
-            json.dumps(
-                train(dict(ROWS[arguments.rows[0]][1]), arguments.seeds[0], arguments.patches)
-            )
-        )
+        settings = ROWS[arguments.rows[0]][1]
+        print(json.dumps(train(settings, arguments.seeds[0], arguments.patches)))
         return
 
     output, rows = Path(arguments.output), []
@@ -203,16 +176,15 @@ def main():
             rows = list(csv.DictReader(file))
     done = {(row["row"], int(row["seed"]), int(row["patches_per_image"])) for row in rows}
     wanted = [(name, seed) for seed in arguments.seeds for name in arguments.rows or ROWS]
-    wanted = [job for job in wanted if (*job, arguments.patches) not in done]
+    wanted = [(*job, arguments.patches) for job in wanted if (*job, arguments.patches) not in done]
     begin = time.monotonic()
     with ThreadPoolExecutor(os.cpu_count() if not torch.cuda.is_available() else 1) as pool:
-        for k, row in enumerate(pool.map(lambda job: work(*job, arguments), wanted), start=1):
+        for k, row in enumerate(pool.map(lambda job: work(*job), wanted), start=1):
             rows.append(row)
             write_rows(output, rows)
             left = (time.monotonic() - begin) / k * (len(wanted) - k) / 60
-            shown = " ".join(
-                str(row[column]) for column in ("valid", "Set5", "Set14", "checkerboard")
-            )
+            columns = ("valid", "Set5", "Set14", "checkerboard")
+            shown = " ".join(str(row[column]) for column in columns)
             print(f"{row['what']:55} seed {row['seed']}: {shown}   ({left:.0f} min left)")
 
 

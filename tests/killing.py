@@ -1,4 +1,4 @@
-"""Runs a function in a child process that is killed (SIGKILL) at a chosen line: the tests' way to pull the plug."""
+"""Runs a function in a child process that is killed (SIGKILL) at a chosen line of our code."""
 
 import os
 import signal
@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 
 def run_killed(function, modules, at):
-    """Run `function` in a forked process and kill it where the `at`-th line of `modules` would begin, over all threads.
+    """Run `function` in a forked process; kill it before the `at`-th line of `modules`.
 
-    Returns False if the function came to its end first.
+    Lines of all threads count. Returns False if the function came to its end first.
     """
     files = {module.__file__ for module in modules}
     child = os.fork()
@@ -31,7 +31,8 @@ def run_killed(function, modules, at):
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
         try:
-            # tqdm's own is shared by forked processes: killed while it is held, it would stay locked for all of them.
+            # tqdm's own is shared by forked processes. Killed while it is held, it would stay
+            # locked for all of them.
             tqdm.set_lock(threading.RLock())
             threading.settrace(trace)
             sys.settrace(trace)
@@ -48,7 +49,7 @@ def run_killed(function, modules, at):
 
 
 def count_lines(function, modules):
-    """How many lines of `modules` a whole run of `function` (in this process) begins: the range for `at`."""
+    """How many lines of `modules` a whole run of `function` begins: the range for `at`."""
     files, count = {module.__file__ for module in modules}, 0
 
     def trace(frame, event, argument):
@@ -70,7 +71,7 @@ def count_lines(function, modules):
 
 
 def contents(folder):
-    """{relative path: bytes} of the files under a folder, but for lock files and temporary ones that a killed run left."""
+    """{relative path: bytes} of the files under a folder, without locks and temporary files."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))

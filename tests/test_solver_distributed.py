@@ -1,4 +1,7 @@
-"""Two processes with half of each batch against one with all of it; run as a script, this file is one of the processes."""
+"""Two processes with half of each batch against one with all of it.
+
+Run as a script, this file is one of the processes.
+"""
 
 import json
 import os
@@ -9,143 +12,143 @@ import sys
 from pathlib import Path
 
 import pytest
+import shared_batch_norm
 import torch
-from test_solver import make, make_images, state_of
+from conftest import make_images
+from training import last_checkpoint, make, run_settings
 
 import solver as solver_module
 from models import load_generator
-from solver import GANSolver, PretrainSolver, TrainingDiverged
-from tools.checkpoints import read_newest
+from solver import GANSolver, PretrainSolver
+from tools import checkpoints, distributed
+from tools.resumable import TrainingDiverged
 
-
-def in_double_precision(stage):
-    """A stage whose arithmetic is so exact that what remains between two ways to compute it is a mistake in one."""
-
-    class Double({"pretrain": PretrainSolver, "gan": GANSolver}[stage]):
-        def __init__(self, *arguments):
-            super().__init__(
-                *[a.double() if isinstance(a, torch.nn.Module) else a for a in arguments]
-            )
-
-        def training_step(self, lr, hr):
-            return super().training_step(lr.double(), hr.double())
-
-    return Double
-
-
+ROOT = Path(solver_module.__file__).parent
 LEARNING_RATE = 1e-5  # of the runs by the command line
-RUNS = {"pretrain": ("pretrain", {}), "gan": ("gan", {}), "muon": ("gan", dict(optimizer="muon"))}
+OPTIMIZERS = {"pretrain": ("pretrain", "adam"), "gan": ("gan", "adam"), "muon": ("gan", "muon")}
 
 
-def train_in_double_precision(folder):
-    """Each stage, a few epochs."""
-    images = folder.parent / "list.csv"
-    for run, (stage, how) in RUNS.items():
-        name = "PretrainSolver" if stage == "pretrain" else "GANSolver"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys.modules["test_solver"], name, in_double_precision(stage))
-            make(
-                stage, images, folder / run, patches=3, batch_size=8, **how
-            ).fit()  # 12 patches: the last batch is a half
+class InDoublePrecision:
+    """So exact that what remains between two ways to compute a step is a mistake in one."""
+
+    def __init__(self, networks, *arguments):
+        super().__init__({k: network.double() for k, network in networks.items()}, *arguments)
+
+    def training_step(self, lr, hr):
+        return super().training_step(lr.double(), hr.double())
 
 
-def train_in_half_precision(folder):
-    make(
-        "gan",
-        folder.parent / "list.csv",
-        folder / "half",
-        epochs=1,
-        mixed_precision="bf16",
-        log_every=1,
-    ).fit()
+class PreciseSRResNet(InDoublePrecision, PretrainSolver):
+    pass
 
 
-def train_by_the_command_line(folder):
-    (folder / "settings.json").write_text(json.dumps(settings(folder.parent / "list.csv", folder)))
+class PreciseSRGAN(InDoublePrecision, GANSolver):
+    pass
+
+
+# --- what the processes do ------------------------------------------------------------------------
+
+
+def train_in_double_precision(images, folder):
+    """Three epochs of twelve patches in batches of eight: the last one is a half."""
+    for name, (stage, optimizer) in OPTIMIZERS.items():
+        kind = PreciseSRResNet if stage == "pretrain" else PreciseSRGAN
+        settings = dict(batch_size=8, optimizer=optimizer, batch_norm_batches=0)
+        make(stage, images, folder / name, kind=kind, patches=3, **settings).fit()
+
+
+def train_in_half_precision(images, folder):
+    make("gan", images, folder / "half", epochs=1, mixed_precision="bf16", log_every=1).fit()
+
+
+def train_by_the_command_line(images, folder):
+    # In float32 a gradient near zero may have the other sign, and Adam's first steps ask for little
+    # else: so they are small.
+    settings = run_settings(images, folder=str(folder))
+    for stage in settings["stages"].values():
+        stage.update(learning_rate=LEARNING_RATE, crop_size=32)
+    folder.mkdir(exist_ok=True)
+    path = folder / f"mine{os.environ.get('RANK', '')}.json"
+    path.write_text(json.dumps(settings))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["solver.py", str(folder / "settings.json")])
+        patch.setattr(sys, "argv", ["solver.py", str(path)])
         solver_module.main()
 
 
-def settings(images, folder):
-    # In float32 a gradient near zero may have the other sign, and Adam's first steps ask for little else: so they are small.
-    stage = dict(batch_size=4, epochs=2, learning_rate=LEARNING_RATE, log_every=3)
-    return dict(
-        seed=0,
-        crop_size=32,
-        patches_per_image=2,
-        train_list=str(images),
-        valid_list=str(images),
-        num_valid_images=1,
-        folder=str(folder),
-        generator=dict(num_blocks=1, num_channels=4, init="interpolator"),
-        discriminator=dict(num_channels=2),
-        pretrain=stage,
-        gan=dict(stage, content_loss="mse", patches_per_image=3, batch_size=6),
-        base=dict(stage, content_loss="mse", epochs=1, name="random"),
-    )
+class StopsOneProcess(GANSolver):
+    def training_step(self, lr, hr):
+        if self.step == 3 and not self.is_main:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().training_step(lr, hr)
 
 
-def stop_one_and_go_on(folder):
-    """Two processes, of which one is told to stop: both save, stop, and go on to what they would have come to."""
-    images = folder.parent / "list.csv"
-    make("gan", images, folder / "stopped_whole", patches=8).fit()
+class PoisonsOneProcess(GANSolver):
+    def training_step(self, lr, hr):
+        losses = super().training_step(lr, hr)
+        factor = 1.0 if self.is_main else float("nan")
+        return {name: value * factor for name, value in losses.items()}
 
-    class Stopped(GANSolver):
-        def training_step(self, lr, hr):
-            if self.step == 3 and self.accelerator.process_index == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().training_step(lr, hr)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["test_solver"], "GANSolver", Stopped)
-        with pytest.raises((SystemExit, KeyboardInterrupt)):
-            make("gan", images, folder / "stopped", patches=8).fit()
+def meet_faults_of_one_process(images, folder):
+    """What happens to one process happens to both, or they would wait for each other forever."""
+    make("gan", images, folder / "whole", patches=8).fit()
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        make("gan", images, folder / "stopped", patches=8, kind=StopsOneProcess).fit()
     solver = make("gan", images, folder / "stopped", patches=8, seed=9)
     assert solver.resume() and (solver.step, solver.batch) == (10, 2)
     solver.fit()
 
-    class Poisoned(GANSolver):
-        def training_step(self, lr, hr):
-            losses = super().training_step(lr, hr)
-            return (
-                {k: v * float("nan") for k, v in losses.items()}
-                if self.accelerator.process_index == 1
-                else losses
-            )
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["test_solver"], "GANSolver", Poisoned)
-        with pytest.raises(
-            TrainingDiverged, match="at step 1 "
-        ):  # what one process meets stops all
-            make("gan", images, folder / "poisoned", patches=8).fit()
+    with pytest.raises(TrainingDiverged, match="at step 1 "):
+        make("gan", images, folder / "poisoned", patches=8, kind=PoisonsOneProcess).fit()
 
     damaged = make("gan", images, folder / "damaged", patches=8)
-    assert not damaged.networks["discriminator"].broadcast_buffers
     damaged.save()
-    solver.accelerator.wait_for_everyone()
     if damaged.is_main:
-        damaged.last_state.write_bytes(b"")
+        damaged.last_checkpoint.write_bytes(b"")
     with pytest.raises(ValueError, match="move the folder away"):
-        damaged.resume()  # an error of the first process is everyone's
+        damaged.resume()
+
+
+def forbid_writing(folder):
+    """Let no file of a run be written by this process."""
+
+    def refuse(path, *arguments):
+        raise AssertionError(f"the second process writes {path}")
+
+    for name in ("write", "log_row", "rewrite_log"):
+        setattr(checkpoints, name, refuse)
+    solver_module.atomic_path = refuse
+
+
+def work(images, folder):
+    distributed.share_batch_norm = shared_batch_norm.share_batch_norm
+    if os.environ["RANK"] == "1":
+        forbid_writing(folder)
+    train_in_double_precision(images, folder)
+    train_in_half_precision(images, folder)
+    meet_faults_of_one_process(images, folder)
+    train_by_the_command_line(images, folder)
+
+
+# --- the tests ------------------------------------------------------------------------------------
 
 
 def run_two(*command, folder):
-    """[(what it printed, exit code)] of a Python command in two processes, as a launcher would start them."""
+    """[(output, exit code)] of a Python command in two processes, as a launcher starts it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    where = dict(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2"
-    )
-    where.update(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path))
+    launched = dict(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+        CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path),
+    )  # fmt: skip
+    # Without what `training` says of the CPU: processes without a GPU must meet by themselves.
     environ = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     workers = [
         subprocess.Popen(
             [sys.executable, *command],
             cwd=folder,
-            env={**environ, **where, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**environ, **launched, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -163,130 +166,139 @@ def run_two(*command, folder):
 def runs(tmp_path_factory):
     """(folder of one process, folder of two, what the two printed)."""
     folder = tmp_path_factory.mktemp("distributed")
-    make_images(folder)
-    outputs = run_two(__file__, folder / "two", folder=folder)
+    images = make_images(folder)
+    outputs = run_two(__file__, images, folder / "two", folder=folder)
     for text, code in outputs:
         assert code == 0, text
+    threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        train_in_double_precision(folder / "one")
-        train_in_half_precision(folder / "one")
-        train_by_the_command_line(folder / "one")
+        torch.set_num_threads(1)
+        train_in_double_precision(images, folder / "one")
+        train_in_half_precision(images, folder / "one")
+        train_by_the_command_line(images, folder / "one")
+        torch.set_num_threads(threads)
     return folder / "one", folder / "two", [text for text, _ in outputs]
 
 
+def weights_in(tensors):
+    """Those of a checkpoint's tensors that are networks, averages of optimizers left out."""
+    networks = ("generator.", "discriminator.", "ema.")
+    return {k: v for k, v in tensors.items() if k.startswith(networks) and ".adam." not in k}
+
+
 def test_processes_without_a_gpu_meet_by_themselves(tmp_path):
-    """Nothing but a launcher's variables: not even that it is the CPU's, which importing `test_solver` says."""
+    """Nothing but a launcher's variables: not even that it is the CPU's."""
     make_images(tmp_path)
     program = """
+import shared_batch_norm
 from datasets import PatchDataset
 from models import SRResNet
 from solver import PretrainSolver
-solver = PretrainSolver(SRResNet(1, 4), PatchDataset("list.csv", crop_size=16), dict(batch_size=4), "run")
+from tools import distributed
+distributed.share_batch_norm = shared_batch_norm.share_batch_norm
+dataset = PatchDataset("list.csv", crop_size=16)
+solver = PretrainSolver({"generator": SRResNet(1, 4)}, dataset, dict(batch_size=4), "run")
 lr, _ = next(solver.loader.epoch(0))
-print(solver.accelerator.num_processes, "processes,", len(lr), "patches each")
+print(solver.processes.count, "processes,", len(lr), "patches each")
 """
     for text, code in run_two("-c", program, folder=tmp_path):
         assert code == 0 and "2 processes, 2 patches each" in text, text
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_two_processes_compute_what_one_does(run, runs):
-    (_, one, facts_one), (_, two, facts_two) = (read_newest(folder / run) for folder in runs[:2])
+def test_several_processes_on_a_cpu_are_refused_with_the_reason(tmp_path):
+    settings = run_settings(make_images(tmp_path))
+    (tmp_path / "mine.json").write_text(json.dumps(settings))
+    for text, code in run_two(ROOT / "solver.py", "mine.json", folder=tmp_path):
+        assert code == 1, text
+        assert "error: training on several processes needs a GPU each" in text
+        assert "start solver.py without a launcher" in text
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_two_processes_compute_what_one_does(name, runs):
+    (one, facts_one), (two, facts_two) = (last_checkpoint(folder / name) for folder in runs[:2])
     assert one.keys() == two.keys()
     assert facts_one["identity"] == facts_two["identity"]
-    for name in one.keys() - {"history"}:
+    for key in one:
         torch.testing.assert_close(
-            two[name], one[name], rtol=1e-7, atol=1e-9, msg=lambda text, name=name: name + text
+            two[key], one[key], rtol=1e-7, atol=1e-9, msg=lambda text, key=key: key + text
         )
-    histories = [json.loads(bytes(tensors["history"].tolist()))["train"] for tensors in (one, two)]
+    histories = (facts["history"]["train"] for facts in (facts_one, facts_two))
     for rows in zip(*histories, strict=True):
-        a, b = ({key: value for key, value in row.items() if key != "seconds"} for row in rows)
-        assert a == pytest.approx(b, rel=1e-5)
+        # Each process has the ratio of its own patches.
+        ratios = [row.pop("content_to_adversarial", 0) for row in rows]
+        assert ratios[0] == pytest.approx(ratios[1], rel=1e-2)
+        assert rows[0] == pytest.approx(rows[1], rel=1e-5)
 
 
 def test_two_processes_in_half_precision_come_near_it(runs):
     histories = []
     for folder in runs[:2]:
-        _, tensors, _ = read_newest(folder / "half")
-        histories.append(json.loads(bytes(tensors["history"].tolist()))["train"])
-        kinds = {
-            value.dtype
-            for key, value in tensors.items()
-            if key.split(".")[0] in ("generator", "discriminator", "ema")
-        }
+        tensors, facts = last_checkpoint(folder / "half")
+        histories.append(facts["history"]["train"])
+        kinds = {value.dtype for value in weights_in(tensors).values()}
         assert kinds == {torch.float32, torch.int64}
     for one, two in zip(*histories, strict=True):
         for name in ("content_loss", "discriminator_loss", "d_real", "d_generated"):
             assert two[name] == pytest.approx(one[name], rel=0.02), name
 
 
-@pytest.mark.parametrize(("name", "steps"), [("srresnet", 4), ("srgan", 4), ("random", 2)])
-def test_the_command_line_on_two_processes(name, steps, runs):
-    (_, one, _), (_, two, facts) = (read_newest(folder / name) for folder in runs[:2])
-    assert facts["step"] == steps
-    weights = [
-        key
-        for key in one
-        if key.split(".")[0] in ("generator", "discriminator", "ema") and ".adam." not in key
-    ]
-    assert any("running_var" in key for key in weights)
-    # Adam's first steps follow the sign of a gradient: where that is all but zero, float32's rounding decides. So single
-    # weights may be steps apart; `test_two_processes_compute_what_one_does` has double precision, and no such exception.
-    apart = torch.cat([(two[key] - one[key]).abs().flatten().double() for key in weights])
+@pytest.mark.parametrize("stage", ["srresnet", "srgan", "base"])
+def test_the_command_line_on_two_processes(stage, runs):
+    (one, _), (two, facts) = (last_checkpoint(folder / stage) for folder in runs[:2])
+    assert facts["step"] == 4 and facts["versions"]["processes"] == 2
+    one, two = weights_in(one), weights_in(two)
+    assert any("running_var" in key for key in one)
+    # Adam's first steps follow the sign of a gradient. Where that is nearly zero, the rounding of
+    # float32 decides, so single weights may be steps apart; in double precision, above, none are.
+    apart = torch.cat([(two[key] - one[key]).abs().flatten().double() for key in one])
     assert (apart > 1e-5).double().mean() < 1e-3
-    assert apart.max() < 2 * steps * LEARNING_RATE
-    first = {path.name: load_generator(path).state_dict() for path in runs[1].glob("*.safetensors")}
-    averaged = [
-        key
-        for key in two
-        if key.startswith("ema.") and (name == "srresnet" or "running" not in key)
-    ]
-    averaged = [
-        key for key in averaged if "num_batches" not in key
-    ]  # a GAN's statistics are taken anew, see `for_use`
-    assert averaged and all(
-        torch.equal(first[f"{name}.safetensors"][key[4:]], two[key]) for key in averaged
-    )
+    assert apart.max() < 2 * 4 * LEARNING_RATE
 
 
-def test_the_gan_starts_from_srresnet_and_the_base_mode_does_not(runs):
-    srresnet, srgan, random = (
-        load_generator(runs[1] / f"{name}.safetensors").tail.weight
-        for name in ("srresnet", "srgan", "random")
+@pytest.mark.parametrize("stage", ["srresnet", "srgan", "base"])
+def test_the_generator_file_holds_the_average(stage, runs):
+    averages = checkpoints.under("ema.", last_checkpoint(runs[1] / stage)[0])
+    saved = load_generator(runs[1] / f"{stage}.safetensors").state_dict()
+    assert saved.keys() == averages.keys()
+    different = {key for key in saved if not torch.equal(saved[key], averages[key])}
+    # A GAN's batch-norm statistics are recomputed, see `inference_generator`.
+    statistics = {key for key in saved if "running" in key or "num_batches" in key}
+    assert different == (set() if stage == "srresnet" else statistics)
+
+
+def test_srgan_starts_from_srresnet_and_the_base_mode_does_not(runs):
+    srresnet, srgan, base = (
+        load_generator(runs[1] / f"{stage}.safetensors").tail.weight
+        for stage in ("srresnet", "srgan", "base")
     )
-    assert (srgan - srresnet).abs().max() < 1e-3 < (random - srresnet).abs().max()
+    assert (srgan - srresnet).abs().max() < 1e-3 < (base - srresnet).abs().max()
 
 
 def test_one_of_two_is_told_to_stop(runs):
-    (whole, facts_whole), (stopped, facts) = (
-        state_of(runs[1] / name) for name in ("stopped_whole", "stopped")
+    (whole, facts), (stopped, facts_stopped) = (
+        last_checkpoint(runs[1] / name) for name in ("whole", "stopped")
     )
-    assert facts["step"] == facts_whole["step"] == 24
+    assert facts["step"] == facts_stopped["step"] == 24
     assert whole.keys() == stopped.keys()
     assert not [name for name in whole if not torch.equal(whole[name], stopped[name])]
-    for a, b in zip(facts_whole["history"]["train"], facts["history"]["train"], strict=True):
-        assert a == pytest.approx(
-            b, rel=1e-6
-        )  # sums are added up in another order once a state was saved
+    rows = (each["history"]["train"] for each in (facts, facts_stopped))
+    for row, row_stopped in zip(*rows, strict=True):
+        # Sums are added up in another order once a checkpoint was saved.
+        assert row == pytest.approx(row_stopped, rel=1e-6)
 
 
 def test_only_the_first_process_writes_and_shows(runs):
+    """Nor could the second have written: see `forbid_writing`."""
     first, second = runs[2]
-    assert "PSNR" in first and "Going on from" in first and "epoch 1/2" in first
-    assert "PSNR" not in second and "Going on from" not in second and "epoch" not in second
+    for text in ("PSNR", "Resumed from", "epoch 1/2"):
+        assert text in first and text not in second
     log = (runs[1] / "srgan" / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["kind"] for line in log] == [
-        "train",
-        "valid",
-        "train",
-        "train",
-        "valid",
-    ]
+    kinds = [json.loads(line)["kind"] for line in log]
+    assert kinds == ["train", "train", "valid", "train", "train", "valid"]
 
 
 if __name__ == "__main__":
-    train_in_double_precision(Path(sys.argv[1]))
-    train_in_half_precision(Path(sys.argv[1]))
-    stop_one_and_go_on(Path(sys.argv[1]))
-    train_by_the_command_line(Path(sys.argv[1]))
+    work(Path(sys.argv[1]), Path(sys.argv[2]))
