@@ -202,7 +202,7 @@ def test_steps_are_in_the_order_of_their_numbers(tmp_path):
 
 
 def test_saving_leaves_other_files_alone_and_removes_what_a_killed_process_left(tmp_path):
-    others = ["log.jsonl", "epoch-001.safetensors", "checkpoint-best.safetensors"]
+    others = ["log.jsonl", "epoch-001.safetensors", "checkpoint-000000001-best.safetensors"]
     for name in [*others, ".tmp-0123456789ab.safetensors"]:
         (tmp_path / name).touch()
     save(tmp_path, 1, 2, 3, keep_last=1)

@@ -116,9 +116,11 @@ def test_interpolator_starts_without_checkerboard_and_with_gradients():
         for k in (1, 2, 3):  # ICNR: the four sub-pixels of a map are alike
             assert torch.equal(conv.weight[0::4], conv.weight[k::4])
     optimizer = torch.optim.SGD(generator.parameters(), lr=0.1)
-    for _ in range(3):  # behind two gains of 0, the blocks' other weights wait for two steps
+    for step in range(3):  # behind two gains of 0, the blocks' other weights wait for two steps
         optimizer.zero_grad()
         generator(torch.rand(2, 3, 8, 8)).square().mean().backward()
+        if step == 0:  # filters 12 and up are for other maps than R, G and B
+            assert (generator.upsample[1][0].weight.grad[12:].abs().amax((1, 2, 3)) > 0).all()
         optimizer.step()
     for name, parameter in generator.named_parameters():
         assert parameter.grad.abs().max() > 0, name

@@ -121,19 +121,19 @@ def test_all_but_hidden_convolutions_move_as_adam_moves_them(fused):
 def test_hidden_convolutions_move_as_pytorch_s_muon_moves_matrices(muon_lr):
     """PyTorch's rounds to bfloat16 before it normalises, ours after: steps differ by that much."""
     start = {name: parameter.detach().clone() for name, parameter in Net().named_parameters()}
-    ours = train(net := Net(), Muon(net, muon_lr=muon_lr))
+    ours = train(net := Net(), Muon(net, muon_lr=muon_lr), steps=8)
     for name in hidden_of(net):
         index = list(start).index(name)
         shape, matrix = start[name].shape, torch.nn.Parameter(start[name].flatten(1).clone())
         theirs = torch.optim.Muon(
             [matrix], weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"
         )
-        for step in range(4):
+        for step in range(8):
             matrix.grad = random_matrices(*shape, seed=100 * step + index).flatten(1)
             theirs.param_groups[0]["lr"] = muon_lr * 1e-2 / (step + 1)
             theirs.step()
         moved, wanted = ours[name] - start[name], matrix.detach().view(shape) - start[name]
-        assert (moved - wanted).norm() < 0.1 * wanted.norm(), name
+        assert (moved - wanted).norm() < 0.04 * wanted.norm(), name
         assert wanted.norm() > 0.01 * start[name].norm(), name
 
 
