@@ -86,8 +86,7 @@ def super_resolve_file(
 ) -> None:
     """Enlarge the image file `source` into the PNG file `target`; `options` as of `super_resolve`.
 
-    Beside the decoded source this takes memory for a strip of tiles and about 1 GB. `target` is
-    written atomically. Colours of 16 bits keep them.
+    Takes about 1 GB beside the decoded source and a strip of tiles. 16-bit colours stay 16-bit.
     """
     image, deep = open_deep_image(source)
     pixels, info = _to_pixels(image, source)
@@ -284,11 +283,12 @@ def _inference(generator):
 
 def export_onnx(generator: SRResNet, path: str | Path) -> None:
     """Write ONNX: "lr" (N, 3, h, w) -> "sr" (N, 3, 4h, 4w), float32 in [0, 1], any N, h and w."""
+    import onnx  # noqa: F401  (optional; PyTorch's exporter needs it)
+
     axes = {"lr": {0: "N", 2: "h", 3: "w"}, "sr": {0: "N", 2: "4h", 3: "4w"}}
     names = {"input_names": ["lr"], "output_names": ["sr"], "dynamic_axes": axes}
     example = torch.rand(1, 3, 16, 24).to(next(generator.parameters()))
-    with atomic_path(path) as temporary:
-        # dynamo=True, the newer exporter, needs another package.
+    with atomic_path(path) as temporary:  # the newer exporter, dynamo=True, needs another package
         torch.onnx.export(generator.eval(), (example,), str(temporary), dynamo=False, **names)
 
 
@@ -373,6 +373,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"wrote {args.export}")
         if args.demo:
             target = Path(args.output, "demo", f"{Path(args.demo).stem}.png")
+            if target.exists() and not args.force:
+                raise FileExistsError(f"{target} exists: choose another folder, or --force")
             demo(partial(super_resolve, generator, **options), args.demo, target, label)
         return _enlarge_all(generator, args, label, options) if args.inputs else 0
     except KeyboardInterrupt:

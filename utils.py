@@ -127,7 +127,8 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
         if not files:
             raise ValueError(f"{path}: no images in this folder; name its subfolders themselves")
         images += files
-    return list(dict.fromkeys(images))
+    # A link and what it points to are two names.
+    return list({path.parent.resolve() / path.name: path for path in images}.values())
 
 
 def write_image(path: str | Path, array: np.ndarray) -> None:

@@ -1,12 +1,14 @@
-"""Pieces against the whole image, value for value; every kind of image file, sound and damaged; the command line."""
+"""Tiles against the whole image, to the bit; image files sound and damaged; the command line."""
 
+import copy
 import errno
 import io
 import os
 import random
+import struct
 import subprocess
 import sys
-import time
+import zlib
 
 import numpy as np
 import pytest
@@ -18,10 +20,12 @@ import super_resolve as module
 from imresize import imresize
 from models import SRResNet, save_generator
 from super_resolve import back_project, super_resolve, super_resolve_file
-from utils import read_image, to_array, to_tensor, write_image
+from tools.acceleration import speed_up
+from tools.image_files import write_png
+from utils import read_image, to_array, to_tensor
 
 
-def make_generator(num_blocks, num_channels):
+def make_generator(num_blocks, num_channels, sped_up=True):
     """A generator as training leaves it: enlarges, and every layer and statistic takes part."""
     random = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
@@ -34,12 +38,12 @@ def make_generator(num_blocks, num_channels):
                 layer.weight.uniform_(0.1, 0.5, generator=random)
                 layer.bias.normal_(0, 0.05, generator=random)
         generator.tail.weight += 0.03 * torch.randn(generator.tail.weight.shape, generator=random)
-    return generator.to(memory_format=torch.channels_last).eval()  # as load_generator gives it
+    return (speed_up(generator, "cpu") if sped_up else generator).eval()
 
 
-@pytest.fixture(scope="module")
-def generator():
-    return make_generator(2, 16)
+@pytest.fixture(scope="module", params=["plain", "sped up"])
+def generator(request):
+    return make_generator(2, 16, request.param == "sped up")
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +52,14 @@ def tiny():
 
 
 @torch.inference_mode()
-def whole(generator, image, back_projection=True):
-    """The enlargement of the image at once."""
+def whole(generator, image):
+    return to_array(generator(to_tensor(image)))
+
+
+@torch.inference_mode()
+def whole_back_projected(generator, image):
     lr = to_tensor(image)
-    sr = generator(lr)
-    return to_array(back_project(sr.clamp(0, 1), lr) if back_projection else sr)
+    return to_array(back_project(generator(lr).clamp(0, 1), lr))
 
 
 def photo(height, width):
@@ -62,52 +69,38 @@ def photo(height, width):
     return image
 
 
-# -- pieces and whole -------------------------------------------------------------------------------------------------
+# --- pieces and whole ----------------------------------------------------------------------------
 
 SIZES = [
-    (1, 1),
-    (1, 500),
-    (500, 1),
-    (37, 53),
-    (64, 64),
-    (5, 333),
-    (3, 3),
-    (90, 120),
-    (97, 131),
+    (1, 1), (1, 500), (500, 1), (37, 53), (64, 64), (5, 333), (3, 3), (90, 120), (97, 131),
     (150, 149),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_pieces_equal_the_whole_image(generator, size):
+def test_tiles_equal_the_whole_image(generator, size):
     image = photo(*size)
-    expected = whole(generator, image)
-    for tile in ("auto", 100, 37, 16)[: 4 if max(size) < 80 else 3]:
+    for tile in (module.TILE, 100, 37, 16)[: 4 if max(size) < 80 else 3]:
         result = super_resolve(generator, image, tile=tile, progress=False)
         assert result.dtype == np.uint8
+        assert np.array_equal(result, whole(generator, image)), tile
+
+
+@pytest.mark.parametrize("size", [(37, 53), (97, 131)])
+def test_tiles_equal_the_whole_image_with_back_projection(generator, size):
+    image = photo(*size)
+    expected = whole_back_projected(generator, image)
+    assert np.abs(expected.astype(int) - whole(generator, image)).max() > 20
+    for tile in (module.TILE, 37):
+        result = super_resolve(generator, image, tile=tile, back_projection=True, progress=False)
         assert np.array_equal(result, expected), tile
 
 
-def test_the_network_alone(generator, tmp_path):
-    image, alpha = photo(37, 53), photo(37, 53)[..., :1]
-    expected = whole(generator, image, back_projection=False)
-    assert np.abs(expected.astype(int) - whole(generator, image)).max() > 20
-    for tile in ("auto", 16):
-        result = super_resolve(generator, image, tile=tile, back_projection=False, progress=False)
-        assert np.array_equal(result, expected)
-    rgba = np.concatenate([image, alpha], axis=2)
-    assert np.array_equal(
-        super_resolve(generator, rgba, back_projection=False, progress=False)[..., :3], expected
-    )
-    write_image(tmp_path / "image.png", image)
-    super_resolve_file(
-        generator,
-        tmp_path / "image.png",
-        tmp_path / "out.png",
-        back_projection=False,
-        progress=False,
-    )
-    assert np.array_equal(read_image(tmp_path / "out.png"), expected)
+def test_the_two_halves_are_the_forward_pass(generator):
+    lr = torch.rand(2, 3, 9, 13, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        features = module.extract_features(generator, lr)
+        assert torch.equal(module.enlarge_features(generator, features), generator(lr))
 
 
 def test_back_projection_keeps_what_is_invented_and_corrects_the_rest():
@@ -115,63 +108,74 @@ def test_back_projection_keeps_what_is_invented_and_corrects_the_rest():
     lr = imresize(hr, 1 / 4)
     stain = np.zeros_like(hr)
     stain[40:100, 60:120] = [0.04, -0.03, 0.02]
-    invented = np.tile([[0.1, -0.1], [-0.1, 0.1]], (80, 80))[
-        ..., None
-    ]  # between the LR pixels: no trace in them
+    # Between the LR pixels: no trace in them.
+    invented = np.tile([[0.1, -0.1], [-0.1, 0.1]], (80, 80))[..., None]
     wrong = hr + stain + invented
-    sr = (
-        back_project(*(torch.from_numpy(x).permute(2, 0, 1) for x in (wrong, lr)))
-        .permute(1, 2, 0)
-        .numpy()
-    )
+    sr = back_project(*(torch.from_numpy(x).permute(2, 0, 1) for x in (wrong, lr)))
+    sr = sr.permute(1, 2, 0).numpy()
     assert np.abs(sr - (wrong + imresize(lr - imresize(wrong, 1 / 4), 4))).max() < 1e-12
     left = sr - hr - invented
     assert np.abs(left[52:88, 72:108]).max() < 1e-3 and np.abs(left[8:24, 8:-8]).max() < 1e-3
     assert np.abs(imresize(sr, 1 / 4) - lr).max() < 0.5 * np.abs(imresize(stain, 1 / 4)).max()
 
 
-def test_how_far_back_projection_looks_is_what_a_change_shows():
+def test_the_bicubic_radius_covers_what_back_projection_depends_on():
     sr, lr = torch.zeros(1, 84, 84, dtype=torch.float64, requires_grad=True), torch.zeros(1, 21, 21)
     for corner in ((40, 40), (43, 43)):
         touched = torch.autograd.grad(back_project(sr, lr)[(0, *corner)], sr)[0][0].nonzero() // 4
-        assert abs(touched - 10).max() <= module.BACK_PROJECTION_RADIUS
+        assert abs(touched - 10).max() <= module.BICUBIC_RADIUS
 
 
-@pytest.mark.parametrize(
-    "channels", [4, 64]
-)  # a small convolution is one of few maps, or of few pixels
-def test_pieces_are_summed_as_the_whole_image_is(channels):
-    """16 bits show what 8 round away: that PyTorch took another algorithm for a piece than for the whole."""
+@pytest.mark.parametrize("back_projection", [False, True])
+@pytest.mark.parametrize("channels", [4, 64])
+def test_tiles_equal_the_whole_image_in_sixteen_bits(channels, back_projection):
+    """16 bits show what 8 round away: other algorithms of PyTorch for tiles than for the whole."""
     generator = make_generator(1, channels)
-    image = photo(75, 90).astype(np.uint16) * 257
-    lr = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None].contiguous() / 65535
+    image = photo(60, 75).astype(np.uint16) * 257
     with torch.inference_mode():
-        sr = back_project(generator(lr).clamp(0, 1), lr)[0]
-        expected = (sr.clamp(0, 1) * 65535).round().permute(1, 2, 0).numpy()
-    for tile in (90, 37, 16):
-        assert np.array_equal(
-            super_resolve(generator, image, tile=tile, progress=False), expected
-        ), tile
+        lr = to_tensor(image)
+        sr = generator(lr).clamp(0, 1)
+        sr = back_project(sr, lr).clamp(0, 1) if back_projection else sr
+        expected = (sr[0] * 65535).round().permute(1, 2, 0).numpy()
+    for tile in (37, 16):
+        options = {"tile": tile, "back_projection": back_projection, "progress": False}
+        assert np.array_equal(super_resolve(generator, image, **options), expected), tile
 
 
-def test_pieces_equal_the_whole_image_with_the_papers_depth():
-    generator = make_generator(16, 16)  # looks 40 pixels far, as the paper's does
+def test_the_second_half_has_tiles_of_its_own(generator, monkeypatch):
+    monkeypatch.setattr(module, "ENLARGE_TILE", 20)
+    image = photo(50, 61)
+    result = super_resolve(generator, image, progress=False)
+    assert np.array_equal(result, whole(generator, image))
+
+
+@pytest.mark.parametrize("sped_up", [False, True])
+def test_tiles_equal_the_whole_image_with_the_papers_depth(sped_up):
+    generator = make_generator(16, 16, sped_up)
     image = photo(50, 130)
-    assert np.array_equal(
-        super_resolve(generator, image, tile=33, progress=False), whole(generator, image)
-    )
+    result = super_resolve(generator, image, tile=33, progress=False)
+    assert np.array_equal(result, whole(generator, image))
 
 
-def test_how_far_the_network_looks_is_what_a_change_shows():
-    generator = make_generator(2, 4).double()
-    lr = torch.rand(
-        1, 3, 41, 41, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    ).requires_grad_()
-    centre = generator(lr)[..., 4 * 20 : 4 * 21, 4 * 20 : 4 * 21].sum()
-    touched = torch.autograd.grad(centre, lr)[0].abs().sum(dim=1)[0].nonzero()
-    reach = abs(touched - 20).max().item()
-    assert reach <= module._reach(generator) <= reach + 1
-    assert module._reach(SRResNet(16, 4)) == 40
+def radius_of(function, x):
+    """How far from its place the central output of `function` depends on `x`, (1, C, 41, 41)."""
+    x.requires_grad_()
+    y = function(x)
+    scale = y.shape[-1] // 41
+    centre = y[..., 20 * scale : 21 * scale, 20 * scale : 21 * scale].sum()
+    touched = torch.autograd.grad(centre, x)[0].abs().sum(dim=1)[0].nonzero()
+    return abs(touched - 20).max().item()
+
+
+def test_the_receptive_field_is_what_gradients_show(generator):
+    generator = copy.deepcopy(generator).double()
+    features, enlarge = module.receptive_field_radii(2)
+    lr = torch.rand(1, 3, 41, 41, dtype=torch.float64)
+    maps = torch.rand(1, 16, 41, 41, dtype=torch.float64)
+    assert radius_of(lambda x: module.extract_features(generator, x), lr) == features
+    assert radius_of(lambda x: module.enlarge_features(generator, x), maps) <= enlarge
+    assert features + enlarge - 1 <= radius_of(generator, lr) <= features + enlarge
+    assert module.receptive_field_radii(16) == (37, 3)
 
 
 def test_ensemble_is_the_mean_of_eight_views(tiny):
@@ -185,40 +189,36 @@ def test_ensemble_is_the_mean_of_eight_views(tiny):
                 sr = tiny(to_tensor(np.ascontiguousarray(view)))[0].permute(1, 2, 0).numpy()
                 sr = sr[:, ::-1] if flip else sr
                 total = total + np.rot90(sr, -rotations).astype(np.float64)
-    for tile in (16, "auto"):
-        result = super_resolve(
-            tiny, image, tile=tile, ensemble=True, back_projection=False, progress=False
-        )
-        # Eight sums in float32: where the mean is a half to 6 digits, the rounding may go either way.
+    for tile in (16, module.TILE):
+        result = super_resolve(tiny, image, tile=tile, ensemble=True, progress=False)
+        # Eight sums in float32: a half to 6 digits may be rounded either way.
         assert np.abs(result - (total / 8).clip(0, 1) * 255).max() <= 0.5 + 1e-3
-    assert not np.array_equal(result, whole(tiny, image, back_projection=False))
+    assert not np.array_equal(result, whole(tiny, image))
 
 
-def test_memory_that_runs_out_halves_the_pieces(generator, monkeypatch):
-    image = photo(100, 120)
-    expected = whole(generator, image)
-    limit, seen = 60 * 60, []
-    trunk = SRResNet.trunk
+def test_memory_that_runs_out_halves_the_tiles(generator, monkeypatch):
+    image = photo(200, 220)
+    extract, seen = module.extract_features, []
+    limit = 110 * 110
 
-    def scarce(self, lr):
+    def scarce(generator, lr):
         seen.append(lr.shape[2] * lr.shape[3])
         if seen[-1] > limit:
             raise RuntimeError(
-                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
             )
-        return trunk(self, lr)
+        return extract(generator, lr)
 
-    monkeypatch.setattr(SRResNet, "trunk", scarce)
-    assert np.array_equal(super_resolve(generator, image, tile=120, progress=False), expected)
-    assert (
-        seen[0] > limit and sum(area > limit for area in seen) <= 3
-    )  # the smaller size is kept for what follows
+    monkeypatch.setattr(module, "extract_features", scarce)
+    result = super_resolve(generator, image, tile=220, progress=False)
+    assert np.array_equal(result, whole(generator, image))
+    assert sum(area > limit for area in seen) == 2  # of 220 and of 110; the smaller one is kept
     limit = 10
     with pytest.raises(MemoryError, match="close other programs"):
         super_resolve(generator, image, progress=False)
 
 
-def test_progress_ends_at_all_of_it_even_if_pieces_are_done_again(tiny, monkeypatch):
+def test_progress_ends_at_all_of_it_even_if_tiles_are_done_again(tiny, monkeypatch):
     bars = []
 
     class Bar(module.tqdm):
@@ -226,26 +226,26 @@ def test_progress_ends_at_all_of_it_even_if_pieces_are_done_again(tiny, monkeypa
             bars.append((self.n, self.total))
             super().close()
 
-    calls, enlarge = [], SRResNet.enlarge
+    calls, extract = [], module.extract_features
 
-    def scarce(generator, features):
-        calls.append(features)
+    def scarce(generator, lr):
+        calls.append(lr)
         if len(calls) == 2:
             raise MemoryError
-        return enlarge(generator, features)
+        return extract(generator, lr)
 
     monkeypatch.setattr(module, "tqdm", Bar)
-    monkeypatch.setattr(SRResNet, "enlarge", scarce)
-    super_resolve(tiny, photo(100, 120), tile=120)
+    monkeypatch.setattr(module, "extract_features", scarce)
+    super_resolve(tiny, photo(100, 120), tile=100)
     assert len(calls) > 2
-    assert bars[0] == pytest.approx((0.192, 0.192), abs=1e-6)
+    assert bars[0] == (400 * 480, 400 * 480)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny, monkeypatch):
     def broken(generator, lr):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(SRResNet, "trunk", broken)
+    monkeypatch.setattr(module, "extract_features", broken)
     with pytest.raises(RuntimeError, match="mat1"):
         super_resolve(tiny, photo(5, 5), progress=False)
 
@@ -268,7 +268,7 @@ def test_weights_that_are_not_finite_are_named():
         super_resolve(generator, photo(8, 8), progress=False)
 
 
-# -- arrays and PIL images of every kind ------------------------------------------------------------------------------
+# --- arrays and PIL images of every kind ---------------------------------------------------------
 
 
 def test_arrays_keep_their_channels(tiny):
@@ -290,7 +290,7 @@ def test_arrays_keep_their_channels(tiny):
 def test_sixteen_bits_stay_sixteen_bits(tiny):
     rgb = photo(20, 30)
     fine = rgb.astype(np.uint16) * 257
-    result = super_resolve(tiny, fine, back_projection=False, progress=False)
+    result = super_resolve(tiny, fine, progress=False)
     with torch.inference_mode():
         expected = tiny(to_tensor(rgb))[0].permute(1, 2, 0).clamp(0, 1).numpy() * 65535
     assert result.dtype == np.uint16 and len(np.unique(result)) > 256
@@ -298,7 +298,7 @@ def test_sixteen_bits_stay_sixteen_bits(tiny):
     assert super_resolve(tiny, fine[..., 0], progress=False).dtype == np.uint16
 
 
-def test_bicubic_is_matlabs(tiny):
+def test_bicubic_in_tiles_is_matlabs():
     image = np.dstack([photo(50, 60), photo(50, 60)[..., 0]])
     assert np.array_equal(super_resolve(None, image, tile=17, progress=False), imresize(image, 4))
 
@@ -322,7 +322,7 @@ def test_what_cannot_be_enlarged_is_refused(tiny, image, error):
         super_resolve(tiny, image, progress=False)
 
 
-@pytest.mark.parametrize("tile", [0, -1, 2.5, "small", True])
+@pytest.mark.parametrize("tile", [0, -1, 2.5, "small"])
 def test_tile_is_checked(tiny, tile):
     with pytest.raises(ValueError, match="tile"):
         super_resolve(tiny, photo(4, 4), tile=tile, progress=False)
@@ -336,9 +336,9 @@ def palette_image(transparent=False):
 
 
 PIL_MODES = {
-    "1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB", "RGBA": "RGBA", "RGBa": "RGBA",
-    "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "LAB": "RGB", "I;16": "I;16", "I;16L": "I;16", "I;16B": "I;16",
-    "I;16N": "I;16", "I": "I;16",
+    "1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB",
+    "RGBA": "RGBA", "RGBa": "RGBA", "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB",
+    "LAB": "RGB", "I;16": "I;16", "I;16L": "I;16", "I;16B": "I;16", "I;16N": "I;16", "I": "I;16",
 }  # fmt: skip
 
 
@@ -375,12 +375,6 @@ def test_no_mode_of_pil_is_left_out(tiny):
         super_resolve(tiny, Image.new("F", (3, 3)), progress=False)
 
 
-def test_a_profile_of_other_colours_is_left_out(tiny):
-    image = Image.fromarray(photo(4, 4)).convert("LAB")
-    image.info["icc_profile"] = b"of LAB"
-    assert "icc_profile" not in super_resolve(tiny, image, progress=False).info
-
-
 def test_transparency_of_a_palette_and_of_a_colour_is_kept(tiny):
     image = palette_image(transparent=True)
     result = super_resolve(tiny, image, progress=False)
@@ -405,13 +399,6 @@ def test_profile_and_resolution_are_carried_over(tiny, tmp_path):
         assert result.info["dpi"] == pytest.approx((288, 576), abs=0.05)
 
 
-@pytest.mark.parametrize("dpi", [(0, 0), (float("nan"), 1), "fine", (72,), (1e300, 1), None])
-def test_a_nonsensical_resolution_is_left_out(tiny, dpi):
-    image = Image.fromarray(photo(4, 4))
-    image.info["dpi"] = dpi
-    assert "dpi" not in super_resolve(tiny, image, progress=False).info
-
-
 def test_a_turned_photograph_comes_out_upright(tiny):
     image = Image.fromarray(photo(10, 16))
     image.getexif()[0x0112] = 6
@@ -421,36 +408,13 @@ def test_a_turned_photograph_comes_out_upright(tiny):
     )
 
 
-# -- files: sound, odd, damaged ---------------------------------------------------------------------------------------
+# --- files: sound, odd, damaged ------------------------------------------------------------------
 
 
 def encode(image, format, **options):
     buffer = io.BytesIO()
     image.save(buffer, format=format, **options)
     return buffer.getvalue()
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_the_png_writer_against_pillow_and_opencv(tmp_path, channels, dtype):
-    array = (
-        np.random.default_rng(0)
-        .integers(0, np.iinfo(dtype).max + 1, (150, 7, channels))
-        .astype(dtype)
-    )
-    strips = [array[:70], array[70:71], array[71:]]
-    module._write_png(tmp_path / "a.png", strips, (150, 7), channels, dtype, {})
-    if dtype == np.uint8:
-        with Image.open(tmp_path / "a.png") as image:
-            assert np.array_equal(np.array(image).reshape(array.shape), array)
-    elif channels != 2:
-        cv2 = pytest.importorskip("cv2")
-        read = cv2.imread(str(tmp_path / "a.png"), cv2.IMREAD_UNCHANGED).reshape(array.shape)
-        order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
-        assert np.array_equal(read[..., order], array)
-    else:
-        with Image.open(tmp_path / "a.png") as image:  # Pillow keeps the upper 8 of the 16 bits
-            assert np.array_equal(np.array(image.convert("RGBA"))[..., [0, 3]], array >> 8)
 
 
 def sound_files():
@@ -461,8 +425,11 @@ def sound_files():
     deep = Image.fromarray(np.arange(108, dtype=np.uint16).reshape(9, 12) * 600)
     for format in ("PNG", "TIFF", "BMP", "PPM", "TGA", "WEBP", "JPEG", "JPEG2000", "AVIF", "GIF"):
         lossless = {"WEBP": {"lossless": True, "exact": True}}.get(format, {})
-        images = {"L": gray, "RGB": rgb, "RGBA": rgba, "1": one, "P": palette_image(), "LA": rgba.convert("LA"),
-                  "I;16": deep, "CMYK": rgb.convert("CMYK"), "YCbCr": rgb.convert("YCbCr")}  # fmt: skip
+        images = {
+            "L": gray, "RGB": rgb, "RGBA": rgba, "1": one, "P": palette_image(),
+            "LA": rgba.convert("LA"), "I;16": deep, "CMYK": rgb.convert("CMYK"),
+            "YCbCr": rgb.convert("YCbCr"),
+        }  # fmt: skip
         for mode, image in images.items():
             if format == "AVIF" and mode != "RGBA":
                 continue  # slow to write
@@ -505,7 +472,7 @@ def test_sound_files_are_enlarged_as_what_they_show(tiny, tmp_path, recwarn):
 
 
 def damaged_files():
-    """(name, bytes, the image of the sound file or None): the file may be refused, or read as the sound one."""
+    """(name, bytes, the image of the sound file or None if it cannot be read as that)."""
     rgb, gray = Image.fromarray(photo(9, 12)), Image.fromarray(photo(9, 12)[..., 0])
     for format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "TGA", "PPM", "JPEG2000", "AVIF"):
         sound = encode(gray if format == "GIF" else rgb, format)
@@ -522,9 +489,6 @@ def damaged_files():
 
 def huge_files():
     png = encode(Image.fromarray(photo(9, 12)), "PNG")
-    import struct
-    import zlib
-
     for width, height in [
         (60000, 60000),
         (2**31 - 1, 2**31 - 1),
@@ -605,7 +569,7 @@ def test_impossible_files_are_refused(tiny, tmp_path, name, content):
 def test_sixteen_bits_a_colour_stay_sixteen_from_file_to_file(tiny, tmp_path, channels):
     cv2 = pytest.importorskip("cv2")
     array = np.random.default_rng(0).integers(0, 65536, (20, 5, channels)).astype(np.uint16)
-    module._write_png(tmp_path / "in.png", [array], (20, 5), channels, np.uint16, {})
+    write_png(tmp_path / "in.png", [array], (20, 5), channels, np.uint16, {})
     super_resolve_file(tiny, tmp_path / "in.png", tmp_path / "out.png", tile=16, progress=False)
     result = cv2.imread(str(tmp_path / "out.png"), cv2.IMREAD_UNCHANGED)[
         ..., [2, 1, 0, 3][:channels]
@@ -641,23 +605,23 @@ def test_a_result_is_whole_or_absent(tiny, tmp_path, monkeypatch):
 def test_a_file_takes_a_strip_at_a_time(tiny, tmp_path, monkeypatch):
     Image.fromarray(photo(100, 40)).save(tmp_path / "in.png")
     heights = []
-    write = module._write_png
+    write = module.write_png
 
     def watch(path, strips, *arguments):
         write(path, (heights.append(len(strip)) or strip for strip in strips), *arguments)
 
-    monkeypatch.setattr(module, "_write_png", watch)
+    monkeypatch.setattr(module, "write_png", watch)
     super_resolve_file(tiny, tmp_path / "in.png", tmp_path / "out.png", tile=25, progress=False)
     assert heights == [100] * 4
     assert np.array_equal(read_image(tmp_path / "out.png"), whole(tiny, photo(100, 40)))
 
 
-# -- command line -----------------------------------------------------------------------------------------------------
+# --- command line --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def folder(tmp_path, tiny, monkeypatch):
-    """A current folder with weights in checkpoints/, two photographs, a damaged one, and a file that is none."""
+    """A current folder with weights, two images, a damaged one, and a file that is no image."""
     monkeypatch.chdir(tmp_path)
     save_generator("checkpoints/some preset/srgan.safetensors", tiny)
     os.makedirs("照片 1/empty")
@@ -670,11 +634,10 @@ def folder(tmp_path, tiny, monkeypatch):
     return tmp_path
 
 
-def test_the_command_line_takes_the_network_alone(folder, tiny):
-    assert module.main(["照片 1/b.png", "-o", "out", "--network-alone", "--device", "cpu"]) == 0
-    assert np.array_equal(
-        read_image("out/b.png"), whole(tiny, photo(30, 20), back_projection=False)
-    )
+def test_the_command_line_back_projects_when_asked(folder, tiny):
+    command = ["照片 1/b.png", "-o", "out", "--back-projection", "--device", "cpu"]
+    assert module.main(command) == 0
+    assert np.array_equal(read_image("out/b.png"), whole_back_projected(tiny, photo(30, 20)))
 
 
 def test_the_command_line_goes_on_and_sums_up(folder, tiny, capsys):
@@ -748,70 +711,44 @@ def test_names_that_the_terminal_cannot_show(folder, monkeypatch):
 
 
 def test_a_full_disk_fails_one_image_and_leaves_nothing(folder, tiny, monkeypatch, capsys):
-    write = module._write_png
+    calls = []
 
     def full(path, strips, *arguments):
-        write(path, strips, *arguments)
-        if "a.jpg" in capsys.readouterr().out:
+        write_png(path, strips, *arguments)
+        calls.append(path)
+        if len(calls) == 1:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "_write_png", full)
+    monkeypatch.setattr(module, "write_png", full)
     assert module.main(["照片 1/a.jpg", "照片 1/b.png", "-o", "out"]) == 1
     printed = capsys.readouterr()
-    assert (
-        "照片 1/a.jpg: [Errno 28] No space left on device" in printed.err
-        and "1 enlarged" in printed.out
-    )
+    assert "照片 1/a.jpg: [Errno 28] No space left on device" in printed.err
+    assert "1 enlarged, 0 skipped, 1 failed" in printed.out
     assert [path.name for path in (folder / "out").iterdir()] == ["b.png"]
 
 
-def test_folders_that_cannot_be_used(folder, monkeypatch, capsys):
+def test_an_output_folder_that_is_a_file_is_named(folder, capsys):
     (folder / "file").write_text("no folder")
     assert module.main(["照片 1/a.jpg", "-o", "file"]) == 1
-    assert "error: file: cannot be the folder for results" in capsys.readouterr().err
-    listdir = os.listdir
-
-    def closed(path):
-        if "empty" in str(path):
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return listdir(path)
-
-    monkeypatch.setattr(module.os, "access", lambda path, mode: "empty" not in str(path))
-    monkeypatch.setattr(module.os, "listdir", closed)
-    assert (
-        module.main(["照片 1/empty", "照片 1/a.jpg", "-o", "out"]) == 1
-    )  # the rest is done all the same
-    printed = capsys.readouterr()
-    assert "Permission denied" in printed.err and "1 enlarged, 0 skipped, 1 failed" in printed.out
+    assert "File exists: 'file'" in capsys.readouterr().err
 
 
 def test_ended_from_outside_it_tidies_up(folder):
     Image.fromarray(photo(500, 500)).resize((3000, 3000)).save("large.png")
-    command = [
-        sys.executable,
-        module.__file__,
-        "large.png",
-        "-o",
-        "out",
-        "--tile",
-        "200",
-        "--device",
-        "cpu",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, module.__file__, "large.png", "-o", "out", "--tile", "200"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    printed = b""
     try:
-        deadline = time.monotonic() + 120
-        while not (folder / "out").exists() or not any(
-            (folder / "out").iterdir()
-        ):  # until it writes
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
+        while b"px" not in printed:  # the progress bar: the file is open
+            printed += process.stderr.read(1)
+            assert process.poll() is None, printed
+        assert len(list((folder / "out").iterdir())) == 1
         process.terminate()
-        code = process.wait(60)
+        process.communicate()
     finally:
         process.kill()
     if sys.platform != "win32":  # there it is killed at once
-        assert code == 130
+        assert process.returncode == 130
         assert not any((folder / "out").iterdir())
 
 
@@ -834,12 +771,15 @@ def test_what_is_missing_is_said(folder, capsys):
     assert "srresnet.safetensors" in capsys.readouterr().err
     assert module.main(["照片 1/a.jpg", "--weights", "照片 1/notes.txt"]) == 1
     assert "notes.txt" in capsys.readouterr().err
-    assert module.main(["nowhere.png", "照片 1/empty"]) == 1
-    printed = capsys.readouterr().err
-    assert "nowhere.png: no such file" in printed and "empty: no images" in printed
+    assert module.main(["nowhere.png"]) == 1
+    assert "nowhere.png: no such file" in capsys.readouterr().err
+    assert module.main(["照片 1/a.jpg", "照片 1/empty"]) == 1
+    assert "empty: no images" in capsys.readouterr().err
+    assert module.main(["照片 1/a.jpg", "--tile", "0"]) == 1
+    assert "tile is a whole number" in capsys.readouterr().err
     assert module.main(["照片 1/a.jpg", "--device", "nonsense"]) == 1
     assert "'nonsense' cannot be used" in capsys.readouterr().err
-    for wrong in ([], ["--export", "a.onnx", "--method", "bicubic"], ["照片 1", "--tile", "0"]):
+    for wrong in ([], ["--export", "a.onnx", "--method", "bicubic"]):
         with pytest.raises(SystemExit):
             module.main(wrong)
 
@@ -850,7 +790,7 @@ def test_stopping_says_how_to_go_on(folder, monkeypatch, capsys):
 
     monkeypatch.setattr(module, "_enlarge", stop)
     assert module.main(["照片 1/a.jpg", "-o", "out"]) == 130
-    assert "goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     assert not any((folder / "out").iterdir())
 
 
@@ -861,16 +801,15 @@ def test_demo_reduces_enlarges_and_scores(folder, capsys):
     assert "bicubic" in printed and "srgan" in printed and printed.count("dB") == 2
     assert read_image("out/demo/original.png").shape[0] > 100
     (folder / "out" / "demo" / "original.png").write_bytes(b"mine")
-    assert module.main(["--demo", "original.png", "-o", "out", "--method", "bicubic"]) == 0
-    assert "exists" in capsys.readouterr().out
+    command = ["--demo", "original.png", "-o", "out", "--method", "bicubic"]
+    assert module.main(command) == 1
+    assert "exists" in capsys.readouterr().err
     assert (folder / "out" / "demo" / "original.png").read_bytes() == b"mine"
-    assert (
-        module.main(["--demo", "original.png", "-o", "out", "--method", "bicubic", "--force"]) == 0
-    )
+    assert module.main([*command, "--force"]) == 0
     assert read_image("out/demo/original.png").shape[0] > 100
 
 
-# -- ONNX -------------------------------------------------------------------------------------------------------------
+# --- ONNX ----------------------------------------------------------------------------------------
 
 
 def test_onnx_agrees_with_pytorch(tmp_path, generator):
@@ -878,7 +817,7 @@ def test_onnx_agrees_with_pytorch(tmp_path, generator):
     onnx = pytest.importorskip("onnx")
     path = tmp_path / "模型 一" / "generator 1.onnx"
     module.export_onnx(generator, path)
-    # What depends on the weights alone is worked out beforehand: convolutions with constant weights, as tools expect them.
+    # Tools expect convolutions with constant weights: the rearranged tail must be computed before.
     graph = onnx.load_from_string(path.read_bytes()).graph
     stored = {tensor.name for tensor in graph.initializer}
     assert all(set(node.input[1:]) <= stored for node in graph.node if node.op_type == "Conv")
@@ -900,5 +839,5 @@ def test_the_command_line_exports(folder, capsys):
 
 def test_a_missing_onnx_is_named(generator, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ImportError, match="pip install onnx"):
+    with pytest.raises(ImportError, match="onnx"):
         module.export_onnx(generator, tmp_path / "a.onnx")
