@@ -1,7 +1,11 @@
 """The diagnostics of an adversarial training: each cause is named, and nothing else."""
 
-import pytest
+import warnings
 
+import pytest
+from training import make
+
+from tools import diagnostics
 from tools.diagnostics import STEPS, diagnose
 
 
@@ -55,3 +59,15 @@ def test_what_was_well_long_ago_does_not_count():
 
 def test_two_causes_are_two_messages():
     assert list(diagnose(rows(ratio=0.4, real=1.0, generated=0.0))) == ["ratio low", "D has won"]
+
+
+def test_the_solver_warns_once_of_each_cause(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(diagnostics, "STEPS", 4)
+    solver = make("gan", images, tmp_path / "run", log_every=1, content_weight=1e6)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        solver.fit()
+    messages = [str(warning.message) for warning in caught]
+    told = [message for message in messages if "content : adversarial" in message]
+    assert solver.step > 4 and len(told) == 1
+    assert "up to step 4," in told[0] and "Divide content_weight" in told[0]
