@@ -40,9 +40,6 @@ EMBEDDED = {
     "embedded_test": ["chelsea.png", "coffee.png"],
 }  # fmt: skip
 
-# Keys of a PNG file's `info` that tell of an orientation or an animation.
-PNG_EXTRAS = {"exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp", "loop"}
-
 
 class ImageSet(NamedTuple):
     """Where the HR and LR images of a set lie, and how the names of its LR files end."""
@@ -74,13 +71,19 @@ def create_data_lists(
     FileNotFoundError where there is no such folder or no set, and, after writing the other lists,
     ValueError for sets without a usable image.
     """
-    found = find_sets(data) if folders is None else [find_set(folder) for folder in folders]
-    sets = {image_set.name: image_set for image_set in found}
+    named = folders is not None
+    if not named:
+        folders = [
+            folder
+            for folder in sorted(Path(data).glob("[!.]*"))
+            if folder.name.endswith("_HR") or (folder / "HR").is_dir() or any(folder.glob("*_HR.*"))
+        ]
+    sets = {image_set.name: image_set for image_set in map(find_set, folders)}
     for role, folder in [("train", train), ("valid", valid)]:
         existing = [name for name in USUAL_SETS[role] if name in sets]
         if folder is not None:
             sets[role] = find_set(folder)
-        elif folders is None and existing:
+        elif existing and not named:
             sets[role] = sets[existing[0]]
     # The training set has one list, train.csv, and none under its own name.
     sets = {name: s for name, s in sets.items() if name == "train" or s != sets.get("train")}
@@ -106,15 +109,6 @@ def create_data_lists(
     return table
 
 
-def find_sets(data: str | Path = "data") -> list[ImageSet]:
-    """The sets of images under the folder `data`, sorted by folder."""
-    sets = []
-    for folder in sorted(Path(data).glob("[!.]*")):
-        if folder.name.endswith("_HR") or (folder / "HR").is_dir() or any(folder.glob("*_HR.*")):
-            sets.append(find_set(folder))
-    return sets
-
-
 def find_set(folder: str | Path) -> ImageSet:
     """The set of images in a folder.
 
@@ -128,26 +122,22 @@ def find_set(folder: str | Path) -> ImageSet:
         absolute = absolute.parent
     name = absolute.name.removesuffix("_HR")
     if (absolute / "HR").is_dir():
-        return ImageSet(name, _relative(absolute / "HR"), _relative(absolute / "LR"), "")
-    if any(absolute.glob("*_HR.*")):
-        return ImageSet(name, _relative(absolute), _relative(absolute), "_LR")
-    lr_folder = absolute.with_name(f"{name}_LR_bicubic") / f"X{SCALE}"
-    return ImageSet(name, _relative(absolute), _relative(lr_folder), f"x{SCALE}")
-
-
-def _relative(path):
-    try:
-        return Path(os.path.relpath(path))
-    except ValueError:  # on another drive of Windows
-        return path
+        hr_folder, lr_folder, lr_suffix = absolute / "HR", absolute / "LR", ""
+    elif any(absolute.glob("*_HR.*")):
+        hr_folder, lr_folder, lr_suffix = absolute, absolute, "_LR"
+    else:
+        hr_folder, lr_suffix = absolute, f"x{SCALE}"
+        lr_folder = absolute.with_name(f"{name}_LR_bicubic") / f"X{SCALE}"
+    with suppress(ValueError):  # on another drive of Windows: they stay absolute
+        hr_folder, lr_folder = Path(os.path.relpath(hr_folder)), Path(os.path.relpath(lr_folder))
+    return ImageSet(name, hr_folder, lr_folder, lr_suffix)
 
 
 def _find_images(image_set):
     """-> {key: HR path}, {key: LR path}, {path: why it is neither}; LR has the key of its HR."""
     _, hr_folder, lr_folder, _ = image_set
     images, skipped = {"HR": {}, "LR": {}}, {}
-    paths = {*hr_folder.glob("[!.]*"), *lr_folder.glob("[!.]*")}  # no hidden files
-    for path in sorted(paths):
+    for path in sorted({*hr_folder.glob("[!.]*"), *lr_folder.glob("[!.]*")}):  # no hidden files
         if path.is_dir() or path.name in (MARKER, "Thumbs.db"):
             continue
         if hr_folder == lr_folder:
@@ -198,19 +188,17 @@ def _check_set(image_set, crop_size, verify):
 
 
 def _check_pair(hr, lr, make, crop_size, verify):
-    """Check an HR image and its LR image, which is made first if `make`.
-
-    Returns (the pair's row of the list, None), or (None, why the pair is not listed).
-    """
+    """-> (the row of the pair, None), or (None, why it is not listed). If `make`, makes `lr`."""
     try:
-        width, height = image_size(hr, verify)
+        width, height = _image_size(hr, verify)
         if min(width, height) < crop_size:
             return None, f"{width} x {height} pixels, smaller than a patch of {crop_size}"
         if lr is None:
             return None, "no LR image of this name"
-        if make:
-            _make_lr_image(hr, lr)
-        lr_size, expected = image_size(lr, verify), (width // SCALE, height // SCALE)
+        if make and (not lr.exists() or lr.stat().st_mtime_ns < hr.stat().st_mtime_ns):
+            image = read_image(hr)[: height // SCALE * SCALE, : width // SCALE * SCALE]
+            write_image(lr, imresize(image, 1 / SCALE))
+        lr_size, expected = _image_size(lr, verify), (width // SCALE, height // SCALE)
     except (OSError, ValueError) as error:
         return None, str(error).removeprefix(f"{hr}: ")
     if lr_size != expected:
@@ -218,57 +206,34 @@ def _check_pair(hr, lr, make, crop_size, verify):
     return {"hr": hr.as_posix(), "lr": lr.as_posix(), "width": width, "height": height}, None
 
 
-def image_size(path: Path, verify: bool = False) -> tuple[int, int]:
-    """(width, height) in pixels of an image as `read_image` gives it; raises what that raises.
-
-    PNG and JPEG files are not decoded, unless `verify` or the header leaves a doubt.
-    """
+def _image_size(path, verify):
+    """(width, height) of what `read_image` gives; decodes PNG and JPEG if in doubt or `verify`."""
     if not verify:
         with suppress(Exception), Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.format in ("JPEG", "MPO"):  # MPO: a camera's JPEG with previews
                 turned = image.getexif().get(ORIENTATION, 1) >= 5  # lying on its side
                 return (image.height, image.width) if turned else image.size
-            if image.format == "PNG" and not PNG_EXTRAS & set(image.info) and _ends_as_png(path):
-                return image.size
+            extras = {"exif", "xmp", "Raw profile type exif", "XML:com.adobe.xmp", "loop"}
+            if image.format == "PNG" and extras.isdisjoint(image.info):  # upright, one frame
+                with open(path, "rb") as file:
+                    file.seek(-12, os.SEEK_END)  # a file cut short lacks the last chunk
+                    if file.read()[4:8] == b"IEND":
+                        return image.size
     height, width, _ = read_image(path).shape  # explains what is wrong with a file
     return width, height
 
 
-def _ends_as_png(path):
-    """Whether the last chunk is there: a file cut short has a whole header, too."""
-    with open(path, "rb") as file:
-        file.seek(-12, os.SEEK_END)
-        return file.read()[4:8] == b"IEND"
-
-
-def _make_lr_image(hr, lr):
-    """Write the LR image of an HR image, unless there is one that is not older."""
-    if lr.exists() and lr.stat().st_mtime_ns >= hr.stat().st_mtime_ns:
-        return
-    image = read_image(hr)
-    height, width = (side // SCALE * SCALE for side in image.shape[:2])
-    write_image(lr, imresize(image[:height, :width], 1 / SCALE))
-
-
 def embedded_photographs(folder: str | Path = "data/embedded") -> list[dict]:
-    """Copy photographs from scikit-image's wheel into `folder` and list them in its lists/.
-
-    Returns the table of `create_data_lists`.
-    """
+    """Copy photographs from scikit-image's wheel into `folder`, and list them in its lists/."""
     import skimage  # here because only this function needs it
 
     source, folder = Path(skimage.__file__).parent / "data", Path(folder)
-    sets = {name: folder / f"{name}_HR" for name in EMBEDDED}
     for name, files in EMBEDDED.items():
         for file in files:
-            path = sets[name] / Path(file).with_suffix(".png")
+            path = folder / f"{name}_HR" / Path(file).with_suffix(".png")
             if not path.exists():
                 write_image(path, read_image(source / file))
-    others, out = [sets["embedded_test"]], folder / "lists"
-    return create_data_lists(out=out, folders=others, train=sets["train"], valid=sets["valid"])
-
-
-# --- command line --------------------------------------------------------------------------------
+    return create_data_lists(folder, folder / "lists")
 
 
 def print_table(table: list[dict]) -> None:

@@ -126,7 +126,7 @@ def mini(*mirrors, known=True, pixels=None, hr=HR_ZIP, lr=LR_ZIP):
     """A set in two archives."""
     archives = {"hr.zip": described(hr), "lr.zip": described(lr)}
     if not known:
-        archives = {"hr.zip": None, "lr.zip": None}
+        archives = {"hr.zip": (None, None), "lr.zip": (None, None)}
     images = {name: name for name in IMAGES}
     return {"mini": [Source(list(mirrors), images, archives, len(hr) + len(lr), pixels)]}
 
@@ -493,7 +493,9 @@ def test_the_table_has_the_official_sets():
     for sources in SETS.values():
         for source in sources:
             assert all(mirror.startswith("https://") for mirror in source.mirrors)
-            assert all(known is None or len(known[1]) == 64 for known in source.archives.values())
+            assert all(
+                sha256 is None or len(sha256) == 64 for _, sha256 in source.archives.values()
+            )
 
 
 @pytest.mark.parametrize("name", ["Set5", "Set14"])

@@ -1,11 +1,7 @@
-"""Fetches the official image sets and lays them out under data/; writes no lists.
+"""Fetches the official sets into data/ (create_data_lists.py --download, --check); writes no lists.
 
-    python create_data_lists.py --download            fetch what is missing of all sets
-    python create_data_lists.py --download Set5 Set14
-    python create_data_lists.py --check               compare what is there with what was published
-
-Transfers resume where they stopped. What arrives is checked (size, SHA-256, CRC-32, pixels), and a
-set appears under data/ only when it is whole. Work in progress lies in data/.downloads.
+Transfers resume where they stopped, in data/.downloads. What arrives is checked (size, SHA-256,
+CRC-32, pixels), and a set appears under data/ only when it is whole.
 """
 
 import hashlib
@@ -29,13 +25,9 @@ from utils import atomic_path, read_image
 
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of data
 ATTEMPTS = 5  # in a row without a new byte, before the next address is tried
-BACKOFF = 1.0  # seconds before the second attempt; doubles
+BACKOFF = 1.0  # seconds before the second attempt; then 3, 7 and 15
 BUSY = (429, 500, 502, 503, 504)  # HTTP statuses that may be gone at the next attempt
 CHUNK = 2**16  # bytes written at a time: what a dropped connection can lose
-SPARE_DISK = 256 * 2**20  # bytes left free
-
-
-# --- what is fetched, and from where -------------------------------------------------------------
 
 
 class Source(NamedTuple):
@@ -43,7 +35,7 @@ class Source(NamedTuple):
 
     mirrors: list  # addresses; the name of an archive or image is added
     images: dict  # {name on the mirror or in the archive: path under data/}
-    archives: dict  # {name: (bytes, SHA-256), or None where they are not known}
+    archives: dict  # {name: (bytes, SHA-256), each None if not known}
     size: int  # bytes of all images, roughly
     pixels: str | None = None  # their `pixel_digest`, where it is known
 
@@ -61,11 +53,7 @@ def _div2k(part, numbers, hr, lr):
 
 
 def _selfexsr(name, folder, names, size, archive, pixels):
-    """A set as published with SelfExSR (Huang et al. 2015): HR cut to a multiple of 4, MATLAB's LR.
-
-    The repository holds the images. The archives that its README links, the second source, hold
-    its results, too: up to 1.1 GB.
-    """
+    """A set of SelfExSR (Huang et al. 2015): HR cut to a multiple of 4, MATLAB's LR."""
     images = {}
     for k, image in enumerate(names, 1):
         for side in ("HR", "LR"):
@@ -73,10 +61,10 @@ def _selfexsr(name, folder, names, size, archive, pixels):
             images[file] = f"{name}/{side}/{image}.png"
     commit = "8f6dd8c1d20cb7e8792a7177b4f6fd677633f598"
     github = f"https://raw.githubusercontent.com/jbhuang0604/SelfExSR/{commit}/data/"
-    box = "https://uofi.box.com/shared/static/"
+    box = "https://uofi.box.com/shared/static/"  # archives with its results, too: up to 1.1 GB
     return [
         Source([github], images, {}, size, pixels),
-        Source([box], images, {archive: None}, size, pixels),
+        Source([box], images, {archive: (None, None)}, size, pixels),
     ]
 
 
@@ -107,18 +95,13 @@ SETS = {
 }  # fmt: skip
 
 
-# --- sets ----------------------------------------------------------------------------------------
-
-
 def download(
     names: Iterable[str] | None = None, data: str | Path = "data", *, mirrors: Iterable[str] = ()
 ) -> None:
     """Fetch the sets called `names` (default: all) that are not yet whole under the folder `data`.
 
-    mirrors: addresses to try first, before those in the environment variable SRGAN_MIRRORS and in
-    the table. After an interruption the next call resumes. Raises ValueError for an unknown set,
-    OSError where the disk is too full or no mirror gives what was published; the message says what
-    each one gave.
+    mirrors: addresses to try first, before the environment variable SRGAN_MIRRORS and the table.
+    Raises ValueError for an unknown set, OSError for a full disk or if no mirror gives a good one.
     """
     names = _known(names or SETS)
     mirrors = [*mirrors, *os.environ.get("SRGAN_MIRRORS", "").split()]
@@ -126,7 +109,15 @@ def download(
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(work / "lock"):
         missing = [name for name in names if not is_whole(name, data)]
-        _check_disk([SETS[name][0] for name in missing], work)
+        needed = 0
+        for source in [SETS[name][0] for name in missing]:
+            needed += source.size * (2 if source.archives else 1)  # archives beside their images
+        free = shutil.disk_usage(work).free
+        if needed > free:
+            raise OSError(
+                f"{data}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; "
+                "free some space, or fetch fewer sets at a time: --download Set5"
+            )
         for name in names:
             if name in missing:
                 _fetch_set(name, data, mirrors)
@@ -140,7 +131,9 @@ def is_whole(name: str, data: str | Path = "data") -> bool:
     described = _read_manifest(name, data)
     for path in SETS[name][0].images.values():
         file = Path(data) / path
-        if not file.is_file() or (path in described and described[path][0] != _length(file)):
+        if not file.is_file():
+            return False
+        if path in described and described[path][0] != file.stat().st_size:
             return False
     return True
 
@@ -154,8 +147,8 @@ def is_there(name: str, data: str | Path = "data") -> bool:
 def check(names: Iterable[str] | None = None, data: str | Path = "data") -> dict[str, str]:
     """Compare sets (default: those of which there is anything) with what was published.
 
-    Reads every file: compares its CRC-32 where `download` fetched it, else decodes it. Compares
-    the pixels of the small sets. Returns {path: what is wrong with it}.
+    Compares the CRC-32 of what `download` fetched, decodes other files, and compares the pixels of
+    the small sets. Returns {path: what is wrong with it}.
     """
     problems = {}
     for name in _known(names or [name for name in SETS if is_there(name, data)]):
@@ -174,13 +167,12 @@ def check(names: Iterable[str] | None = None, data: str | Path = "data") -> dict
 
 def pixel_digest(paths: Iterable[str], data: str | Path = "data") -> str:
     """SHA-256 of the names and pixels of images (paths under `data`), whatever their format."""
-
-    def digest(path):
+    digest = hashlib.sha256()
+    for path in sorted(paths):
         image = read_image(Path(data) / path)
-        return f"{path} {image.shape} {hashlib.sha256(image.tobytes()).hexdigest()}\n"
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return hashlib.sha256("".join(pool.map(digest, sorted(paths))).encode()).hexdigest()
+        pixels = hashlib.sha256(image.tobytes()).hexdigest()
+        digest.update(f"{path} {image.shape} {pixels}\n".encode())
+    return digest.hexdigest()
 
 
 def _known(names):
@@ -190,8 +182,8 @@ def _known(names):
     return list(names)
 
 
-def _problem(file, described):
-    """What is wrong with a file, described as [bytes, CRC-32] or None; None if nothing is."""
+def _problem(file, described=None):
+    """What is wrong with an image, described as [bytes, CRC-32] where known; None: nothing."""
     if not file.is_file():
         return "is missing"
     if described:
@@ -205,10 +197,8 @@ def _problem(file, described):
 
 def _read_manifest(name, data):
     """{path under data: [bytes, CRC-32]} of the images that `download` fetched."""
-    try:
-        return json.loads((Path(data) / ".downloads" / f"{name}.json").read_text())
-    except (OSError, ValueError):
-        return {}
+    manifest = Path(data) / ".downloads" / f"{name}.json"
+    return json.loads(manifest.read_text()) if manifest.exists() else {}
 
 
 def _describe(file):
@@ -216,29 +206,10 @@ def _describe(file):
     return [len(content), f"{zlib.crc32(content):08x}"]
 
 
-def _length(file):
-    return file.stat().st_size if file.exists() else 0
-
-
-def _check_disk(sources, work):
-    # A set's archives are kept beside its images until all of them are there.
-    needed = sum(source.size * (2 if source.archives else 1) for source in sources)
-    free = shutil.disk_usage(work).free
-    if sources and needed + SPARE_DISK > free:
-        raise OSError(
-            f"{work.parent}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; "
-            f"free some space, or fetch fewer sets at a time: --download {next(iter(SETS))}"
-        )
-
-
-class Damaged(OSError):
-    """What arrived is not what was published, and must be fetched again."""
-
-
 def _fetch_set(name, data, mirrors):
     """Fetch a set from the first of its sources that gives it, and move it under `data`."""
-    size = SETS[name][0].size
-    print(f"{name}: fetching {len(SETS[name][0].images)} images, about {size / 1e6:,.0f} MB")
+    first = SETS[name][0]
+    print(f"{name}: fetching {len(first.images)} images, about {first.size / 1e6:,.0f} MB")
     work, errors = data / ".downloads" / name, []
     for source in SETS[name]:
         try:
@@ -253,7 +224,7 @@ def _fetch_set(name, data, mirrors):
     staging, paths = work / "images", source.images.values()
     with atomic_path(data / ".downloads" / f"{name}.json") as temporary:
         temporary.write_text(json.dumps({path: _describe(staging / path) for path in paths}))
-    for leftover in staging.rglob(".tmp-*"):  # of a run that was killed
+    for leftover in [*staging.rglob(".tmp-*"), *staging.rglob("*.part")]:  # of what was stopped
         leftover.unlink()
     for folder in staging.iterdir():
         if not (data / folder.name).exists():
@@ -269,16 +240,13 @@ def _fetch_images(name, source, work, mirrors):
     staging = work / "images"
     mirrors = [mirror.rstrip("/") for mirror in [*mirrors, *source.mirrors]]
     with requests.Session() as session:
-        # Without compression: Content-Length then counts the bytes of the file.
-        session.headers.update({"Accept-Encoding": "identity", "User-Agent": "srgan-course"})
-        unpack = partial(_unpack, images=source.images, staging=staging)
-        for archive, published in source.archives.items():
-            urls = [f"{mirror}/{archive}" for mirror in mirrors]
-            _fetch(session, urls, work / archive, unpack, published)
+        session.headers["Accept-Encoding"] = "identity"  # Content-Length: that of the file itself
+        for archive, (size, sha256) in source.archives.items():
+            unpack = partial(_unpack, sha256=sha256, images=source.images, staging=staging)
+            _fetch(session, mirrors, archive, work / archive, unpack, size)
         if not source.archives:
             for key, path in tqdm(source.images.items(), name, unit="image", delay=1):
-                urls = [f"{mirror}/{key}" for mirror in mirrors]
-                _fetch(session, urls, staging / path, _check_image)
+                _fetch(session, mirrors, key, staging / path, _problem)
     lacking = [path for path in source.images.values() if not (staging / path).exists()]
     if lacking:
         raise OSError(f"{name}: {len(lacking)} images did not come, {lacking[0]} among them")
@@ -287,17 +255,19 @@ def _fetch_images(name, source, work, mirrors):
         raise OSError(f"{name}: the images that came are whole, but not the published ones")
 
 
-def _check_image(file):
-    if problem := _problem(file, None):
-        raise Damaged(problem)
-
-
-def _unpack(archive, images, staging):
-    """Unpack the images of an archive into `staging`; raises Damaged if one is not whole.
+def _unpack(archive, sha256, images, staging):
+    """Unpack the images of an archive into `staging`; returns what is wrong with it, or None.
 
     A member is known by its folder and its name, since archives differ in what stands before. It
     is written to the path in `images`: an archive cannot choose where.
     """
+    if sha256:
+        digest = hashlib.sha256()
+        with open(archive, "rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+        if digest.hexdigest() != sha256:
+            return "its SHA-256 is not that of the published file"
     wanted = {PurePosixPath(key).parts[-2:]: path for key, path in images.items()}
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -306,65 +276,41 @@ def _unpack(archive, images, staging):
                 if path is not None:
                     with atomic_path(staging / path) as temporary:
                         temporary.write_bytes(opened.read(member))  # compares the CRC-32
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise Damaged(f"{archive}: not a whole zip archive ({error})") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        return f"not a whole zip archive ({error})"
+    return None
 
 
-# --- one file ------------------------------------------------------------------------------------
+def _fetch(session, mirrors, name, path, check, size=None):
+    """Bring the file `name` of the first of `mirrors` that has a good one to `path`.
 
-
-def _fetch(session, urls, path, check, published=None):
-    """Bring a file from the first of `urls` that gives what was published to `path`.
-
-    check: called with `path`, raises Damaged for a bad file. published: (bytes, SHA-256), where
-    known. What has arrived is kept in <path>.part, where the next call resumes. Raises OSError
-    with what each address gave.
+    check(path) returns what is wrong with the file, or None. size: in bytes, where known.
     """
-    part, errors = path.with_name(f"{path.name}.part"), []
+    part, errors = path.with_name(f"{path.name}.part"), []  # the next call resumes `part`
     path.parent.mkdir(parents=True, exist_ok=True)
-    for url in urls:
+    for url in [f"{mirror}/{name}" for mirror in mirrors]:
         for _ in range(2):  # a damaged file is fetched once more from the same address
             try:
                 if not path.exists():
-                    _transfer(session, url, part, published and published[0])
-                    _verify(part, published)
+                    _transfer(session, url, part, size)
                     os.replace(part, path)
-                check(path)
-                return
-            except Damaged as error:
-                part.unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
-                errors.append(f"{url}: {error}")
             except OSError as error:  # those of requests are OSErrors, too
                 errors.append(f"{url}: {error}")
                 break
+            problem = check(path)
+            if problem is None:
+                return
+            path.unlink()
+            errors.append(f"{url}: {problem}")
     raise OSError(f"{path.name} could not be fetched:\n    " + "\n    ".join(errors))
 
 
-def _verify(part, published):
-    if published is None:
-        return
-    size, sha256 = published
-    if _length(part) != size:
-        raise Damaged(f"{_length(part)} bytes arrived, {size} were published")
-    digest = hashlib.sha256()
-    with open(part, "rb") as file:
-        while piece := file.read(CHUNK):
-            digest.update(piece)
-    if digest.hexdigest() != sha256:
-        raise Damaged("its SHA-256 is not that of the published file")
-
-
 def _transfer(session, url, part, size):
-    """Append to `part` until it is as long as the server's file; resume dropped connections.
-
-    The file may change in between: the caller checks the whole. Raises OSError after ATTEMPTS
-    attempts without a new byte, for a refusal, and for a file of another length than `size`.
-    """
-    longest, stalled = _length(part), 0
+    """Append to `part` until it is as long as the server's file; resume dropped connections."""
+    part.touch()
+    longest, stalled = part.stat().st_size, 0
     while stalled < ATTEMPTS:
-        if stalled:
-            time.sleep(BACKOFF * 2 ** (stalled - 1))
+        time.sleep(BACKOFF * (2**stalled - 1))
         try:
             if _transfer_once(session, url, part, size):
                 return
@@ -373,15 +319,14 @@ def _transfer(session, url, part, size):
             if failure.response is not None and failure.response.status_code not in BUSY:
                 raise
             error = failure
-        stalled += 1
-        if _length(part) > longest:
-            longest, stalled = _length(part), 0
+        stalled = 0 if part.stat().st_size > longest else stalled + 1
+        longest = max(longest, part.stat().st_size)
     raise OSError(f"gave up after {ATTEMPTS} attempts without progress ({error})")
 
 
 def _transfer_once(session, url, part, size):
     """One request for what `part` lacks; returns whether `part` is complete now."""
-    have = _length(part)
+    have = part.stat().st_size
     headers = {"Range": f"bytes={have}-"} if have else {}
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if response.status_code == 416:  # nothing lies beyond what we have
@@ -397,4 +342,4 @@ def _transfer_once(session, url, part, size):
             for piece in response.iter_content(CHUNK):
                 file.write(piece)
                 progress.update(len(piece))
-    return total is None or _length(part) >= total
+    return total is None or part.stat().st_size >= total
