@@ -158,8 +158,8 @@ def read_settings(source: str | Path) -> dict[str, Any]:
     if source in PRESETS or not str(source).endswith(".json"):
         return get_settings(str(source))
     try:
-        return json.loads(Path(source).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return copy.deepcopy({**RUN, **json.loads(Path(source).read_text(encoding="utf-8"))})
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{source} is no settings file that can be read ({error})") from error
 
 

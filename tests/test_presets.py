@@ -120,7 +120,8 @@ def test_a_preset_is_a_copy_to_change():
 
 def test_settings_are_read_from_a_file(images, tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps(run_settings(images)))
-    assert presets.read_settings(tmp_path / "settings.json") == run_settings(images)
+    read = presets.read_settings(tmp_path / "settings.json")
+    assert read == {**presets.RUN, **run_settings(images)}
     assert presets.read_settings("quick") == presets.get_settings("quick")
 
 
