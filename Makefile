@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := train.ipynb test.ipynb super_resolution.ipynb
-CONVERT := $(BIN)/jupyter nbconvert --to notebook --inplace
-QUICK := -p preset quick -p lists data/embedded/lists -p results results/quick
+CONVERT := $(BIN)/jupyter nbconvert --to notebook --inplace --ExecutePreprocessor.record_timing=False
+QUICK := -p preset quick
 
 .PHONY: help run test lint format notebooks bench ablations soak clean
 .DEFAULT_GOAL := help
@@ -24,8 +24,8 @@ run: .venv/installed ## the three notebooks on scikit-image's photographs, into 
 	mkdir -p runs
 	$(BIN)/python create_data_lists.py --embedded
 	$(BIN)/papermill --log-output --no-progress-bar train.ipynb runs/train.ipynb $(QUICK)
-	$(BIN)/papermill --log-output --no-progress-bar test.ipynb runs/test.ipynb $(QUICK) -y 'sets: [embedded_test]'
-	$(BIN)/papermill --log-output --no-progress-bar super_resolution.ipynb runs/super_resolution.ipynb $(QUICK) -p show_set embedded_test
+	$(BIN)/papermill --log-output --no-progress-bar test.ipynb runs/test.ipynb $(QUICK)
+	$(BIN)/papermill --log-output --no-progress-bar super_resolution.ipynb runs/super_resolution.ipynb $(QUICK)
 	@echo; echo 'Executed notebooks:'; ls runs/*.ipynb
 	@echo 'Pictures:'; find results/quick -name '*.png'
 
