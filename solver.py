@@ -221,11 +221,9 @@ class Solver(Resumable):
         """Move the average, weights and batch-norm statistics, towards the generator."""
         # Early on a long average would hold the initialisation: it starts short.
         decay = min(self.settings["ema_decay"], (2 + self.step) / (11 + self.step))
-        pairs = zip(
-            self.ema.state_dict().values(), self.generator.state_dict().values(), strict=True
-        )
-        averages, values = zip(
-            *[pair for pair in pairs if pair[0].is_floating_point()], strict=True
+        averages, values = (
+            [value for value in network.state_dict().values() if value.is_floating_point()]
+            for network in (self.ema, self.generator)
         )
         torch._foreach_lerp_(averages, values, 1 - decay)
 
@@ -389,15 +387,9 @@ def build_solver(
 ) -> Solver:
     """A stage of a run, resumed where it stopped: `build_solver(...).fit()` trains it to its end.
 
-    The settings go to <folder>/settings.json.
-
-    Args:
-        settings: of the run, see `presets.get_settings`.
-        stage: one of settings["stages"]; the stage it starts from must be trained.
-        allow_changes: see `Solver.resume`.
-
-    Raises:
-        ValueError: a setting is wrong, or `resume` refuses. FileNotFoundError: no list, no weights.
+    settings: of the run, see `presets.get_settings`; they are written to <folder>/settings.json.
+    stage: one of settings["stages"]; the one it starts from must be trained. Raises ValueError for
+    wrong settings, FileNotFoundError without lists or weights, and what `Solver.resume` raises.
     """
     run = presets.check_settings(settings)
     if stage not in run["stages"]:
@@ -434,10 +426,8 @@ def load_generators(settings: dict[str, Any]) -> dict[str, SRResNet]:
     """{method: inference generator} of the trained stages; prints which are not trained."""
     generators = {}
     for stage in settings["stages"]:
-        method, path = (
-            presets.METHODS.get(stage, stage),
-            Path(settings["folder"], f"{stage}.safetensors"),
-        )
+        method = presets.METHODS.get(stage, stage)
+        path = Path(settings["folder"], f"{stage}.safetensors")
         if path.is_file():
             generators[method] = load_generator(path, pick_device())
         else:
@@ -455,9 +445,7 @@ def train(settings: dict[str, Any], allow_changes: bool = False) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train all stages of a preset.")
     parser.add_argument("settings", help="a preset, or a file such as checkpoints/x/settings.json")
-    parser.add_argument(
-        "--allow-changes", action="store_true", help="resume although settings have changed"
-    )
+    parser.add_argument("--allow-changes", action="store_true", help="resume with other settings")
     arguments = parser.parse_args()
     try:
         train(presets.read_settings(arguments.settings), arguments.allow_changes)

@@ -30,11 +30,7 @@ History = dict[str, list[dict[str, Any]]]
 
 
 def write(path: str | Path, tensors: Tensors, facts: dict[str, Any]) -> None:
-    """Write tensors and facts (anything JSON can hold) as one file, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write tensors and facts (anything JSON can hold) as one file, whole or not at all."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     data = safetensors.torch.save(tensors, {"facts": json.dumps(facts), "sha256": UNSIGNED})
     digest = hashlib.sha256(data).hexdigest()
@@ -79,11 +75,7 @@ def files(folder: str | Path) -> list[Path]:
 def save(
     folder: str | Path, step: int, tensors: Tensors, facts: dict[str, Any], keep_last: int = 2
 ) -> Path:
-    """Write the checkpoint of a step, and keep `keep_last` up to it; returns its path.
-
-    Raises:
-        OSError: it cannot be written. The earlier checkpoints are still there.
-    """
+    """Write the checkpoint of a step, delete all but `keep_last` up to it; return its path."""
     path = Path(folder) / f"checkpoint-{step:09d}.safetensors"
     write(path, tensors, facts)
     # Those of later steps are damaged: `read_latest` skipped them. They do not count.
@@ -97,8 +89,7 @@ def save(
 def read_latest(folder: str | Path) -> tuple[Path, Tensors, dict[str, Any]] | None:
     """The latest valid checkpoint in a folder, None without any; warns of damaged ones.
 
-    Raises:
-        ValueError: there are checkpoints, and none is valid.
+    Raises ValueError if there are checkpoints, and none is valid.
     """
     paths = files(folder)
     for path in reversed(paths):

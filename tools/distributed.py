@@ -51,9 +51,7 @@ def deferred_signals() -> Iterator[StopRequest]:
 class Processes:
     """The processes of a run: one, or as many as `accelerate launch` started.
 
-    Attributes:
-        device: of this process. is_main: whether it writes and prints. rank, count: its number,
-        and how many there are.
+    `device` is this process's, `rank` its number of `count`; `is_main` is the one that writes.
     """
 
     def __init__(self):
@@ -105,14 +103,10 @@ class Processes:
 
 
 def share_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
-    """Let batch norms use the statistics of the whole batch, of which each process has a part.
-
-    Raises:
-        ValueError: on a CPU, where one process with all cores is faster than several.
-    """
+    """Let batch norms use the statistics of the whole batch. Raises ValueError on a CPU."""
     if device.type != "cuda":
         raise ValueError(
-            "training on several processes needs a GPU each: on a CPU one process uses all cores, "
-            "so start solver.py without a launcher"
+            "several processes need a GPU each: on a CPU start solver.py without a launcher, one "
+            "process uses all cores"
         )
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)

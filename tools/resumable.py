@@ -60,12 +60,8 @@ class Resumable:
     def resume(self, allow_changes: bool = False) -> bool:
         """Resume from the latest valid checkpoint in the folder. Returns whether there was one.
 
-        Args:
-            allow_changes: resume although settings or training images have changed.
-
-        Raises:
-            ValueError: they have and it was not allowed; the checkpoint is of other networks; or no
-                checkpoint is valid.
+        Raises ValueError if settings or training images have changed (unless `allow_changes`), if
+        it is of other networks, and if no checkpoint is valid.
         """
         found = self.processes.on_main(checkpoints.read_latest, self.folder)
         if found is None:
