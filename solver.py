@@ -175,7 +175,8 @@ class Solver(Resumable):
             self.validate()  # a run that was stopped between saving and validating
         with deferred_signals() as stop, self.progress_bar(num_epochs) as bar:
             while self.epoch < num_epochs:
-                bar.set_description(f"{self.folder.name}: epoch {self.epoch + 1}/{num_epochs}")
+                title = f"{self.folder.name}: epoch {self.epoch + 1}/{num_epochs}"
+                bar.set_description(title, refresh=False)
                 self.clock = time.monotonic()
                 for lr, hr in self.loader.epoch(self.epoch, start=self.batch):
                     self.set_learning_rate()

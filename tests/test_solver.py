@@ -37,7 +37,7 @@ import utils
 from datasets import PairDataset
 from metrics import evaluate, mean
 from models import Discriminator, SRResNet, load_generator
-from presets import get_settings
+from presets import RUN, get_settings
 from solver import GANSolver, PretrainSolver, build_solver, train, validation_pairs
 from super_resolve import super_resolve
 from tools import acceleration, checkpoints, distributed, resumable
