@@ -1,11 +1,8 @@
 """MATLAB's imresize, value for value; it knows nothing of files, lists or networks.
 
-The LR images of every super-resolution benchmark were made by this function. The bicubic of other
-libraries differs in up to 85 % of the 8-bit values: they round once at the end, resize the columns
-first, or extend the border in another way.
-
-The rules; [m] marks what is in MATLAB's imresize.m, [d] in its documentation, [f] what only the
-published LR files show (Set5, Set14, B100, Urban100 and DIV2K, of which no value differs):
+MATLAB made the LR images of every super-resolution benchmark. Other libraries' bicubic differs in
+up to 85 % of the 8-bit values. The rules are in MATLAB's imresize.m [m], in its documentation [d],
+or visible only in the LR files of Set5, Set14, B100, Urban100 and DIV2K, all reproduced [f]:
 
 1. Output size: ceil(scale * size). If the size is given, scale = output size / size. [m, d]
 2. One dimension is resized after the other: the smaller scale first, rows first if equal. [m]
@@ -35,61 +32,46 @@ def imresize(
     antialiasing: bool = True,
     padding: str = "symmetric",
 ) -> np.ndarray | torch.Tensor:
-    """Resize an image as MATLAB's `imresize(image, scale, kernel)` does.
+    """Resize an image as MATLAB's `imresize(image, scale, kernel)` does, to a new one of its type.
 
     Args:
         image: array (H, W) or (H, W, C) of uint8, uint16, float16, float32 or float64; or tensor
-            (C, H, W) or (N, C, H, W) of these types or bfloat16, on any device. Any range.
+            (C, H, W) or (N, C, H, W) of these types or bfloat16, on any device, with gradients.
         scale: a number > 0, or the output size (height, width) in pixels.
         kernel: a kernel of rule 4, or "nearest" (the box, never antialiased).
         antialiasing: apply rule 5.
         padding: "symmetric", as MATLAB today (DIV2K); or "replicate", as MATLAB until about 2015
             (the LR files of Set5, Set14, B100 and Urban100).
 
-    Returns:
-        A new array or tensor of the same type and device. Float tensors carry gradients.
-
-    Raises:
-        TypeError, ValueError: for other arguments, or an array with NaN or infinite values (a
-            tensor is not searched for them: that would force a GPU synchronisation).
+    Raises TypeError or ValueError for other arguments, or an array with NaN or infinite values (a
+    tensor is not searched for them: that would force a GPU synchronisation).
     """
-    is_array = isinstance(image, np.ndarray)
-    _check_image(image)
+    x = _planes(image)
     if kernel not in _KERNELS:
         raise ValueError(f"kernel is {kernel!r}; accepted are {', '.join(_KERNELS)}")
     if padding not in ("symmetric", "replicate"):
         raise ValueError(f"padding is {padding!r}; accepted are symmetric and replicate")
-    size = tuple(image.shape[:2] if is_array else image.shape[-2:])
-    scales, out_size = _scales_and_size(scale, size)
-
-    if is_array:  # PyTorch warns of read-only arrays, such as Pillow's; `np.require` copies those
-        array = np.require(image, image.dtype.newbyteorder("="), ["C", "W"])
-        x = torch.from_numpy(array.reshape(1, *size, -1)).permute(0, 3, 1, 2)
-    else:
-        x = image.reshape(-1, *image.shape[-3:])  # as above (N, C, H, W)
+    scales, out_size = _scales_and_size(scale, x.shape[2:])
+    is_array = isinstance(image, np.ndarray)
     in_double = is_array or not x.is_floating_point()
     if in_double and x.device.type == "mps":
         x = x.cpu()  # MPS lacks float64, without which a sum close to a half could round wrongly
     sum_type = torch.float64 if in_double else torch.promote_types(x.dtype, torch.float32)
     layout = memory_format(x)
     for axis in sorted((0, 1), key=scales.__getitem__):  # stable: rows first if they are equal
-        rules = (scales[axis], kernel, antialiasing, padding)
-        # The same values, ten times as fast; None where it does not apply, as for floats.
-        resized = fast_resize(x, 2 + axis, *rules)
-        if resized is None:
-            resized = _resize_dimension(x, 2 + axis, out_size[axis], rules, sum_type)
-        x = resized
+        dim, rules = 2 + axis, (scales[axis], kernel, antialiasing, padding)
+        fast = fast_resize(x, dim, *rules)  # the same values; None where it does not apply
+        x = _resize_dimension(x, dim, out_size[axis], rules, sum_type) if fast is None else fast
     x = x.contiguous(memory_format=layout)
-    if not is_array:
-        return x.reshape(*image.shape[:-2], *out_size).to(image.device)
-    return x[0].permute(1, 2, 0).numpy().reshape(*out_size, *image.shape[2:])
-
-
-def _check_image(image):
-    """Raise TypeError or ValueError if `image` cannot be resized."""
-    types = ["uint8", "uint16", "float16", "float32", "float64"]
-    is_array = isinstance(image, np.ndarray)
     if is_array:
+        return x[0].permute(1, 2, 0).numpy().reshape(*out_size, *image.shape[2:])
+    return x.reshape(*image.shape[:-2], *out_size).to(image.device)
+
+
+def _planes(image):
+    """Check an image and return it as a tensor (N, C, H, W)."""
+    types = ["uint8", "uint16", "float16", "float32", "float64"]
+    if isinstance(image, np.ndarray):
         given, dims, shapes = image.dtype.name, (2, 3), "(H, W) and (H, W, C)"
     elif isinstance(image, torch.Tensor):
         types.append("bfloat16")
@@ -100,8 +82,13 @@ def _check_image(image):
         raise TypeError(f"image is of type {given}; accepted are {', '.join(types)}")
     if image.ndim not in dims or 0 in image.shape:
         raise ValueError(f"image has shape {tuple(image.shape)}; accepted are {shapes}, without 0")
-    if is_array and given.startswith("float") and not np.isfinite([image.min(), image.max()]).all():
+    if isinstance(image, torch.Tensor):
+        return image.reshape(-1, *image.shape[-3:])
+    if given.startswith("float") and not np.isfinite([image.min(), image.max()]).all():
         raise ValueError("image holds NaN or infinite values; accepted are finite values")
+    # PyTorch warns of read-only arrays, such as Pillow's; `np.require` copies those.
+    array = np.require(image, image.dtype.newbyteorder("="), ["C", "W"])
+    return torch.from_numpy(array.reshape(1, *image.shape[:2], -1)).permute(0, 3, 1, 2)
 
 
 def _scales_and_size(scale, size):
@@ -126,10 +113,6 @@ def _cubic(t):
     return inner * (t <= 1) + outer * ((t > 1) & (t <= 2))
 
 
-def _box(t):
-    return ((t >= -0.5) & (t < 0.5)).astype(np.float64)
-
-
 def _lanczos(t, lobes):
     eps = np.finfo(np.float64).eps  # makes 0 / 0 a 1
     product = np.sin(np.pi * t) * np.sin(np.pi * t / lobes)
@@ -139,11 +122,11 @@ def _lanczos(t, lobes):
 _KERNELS = {  # name: (function, width)
     "bicubic": (_cubic, 4),
     "bilinear": (lambda t: np.maximum(1 - np.abs(t), 0), 2),
-    "nearest": (_box, 1),
-    "box": (_box, 1),
+    "box": (lambda t: (t >= -0.5) & (t < 0.5), 1),
     "lanczos2": (functools.partial(_lanczos, lobes=2), 4),
     "lanczos3": (functools.partial(_lanczos, lobes=3), 6),
 }
+_KERNELS["nearest"] = _KERNELS["box"]
 
 
 @functools.lru_cache(maxsize=64)

@@ -16,7 +16,6 @@ from metrics import psnr, ssim
 from tools.diagnostics import HEALTHY_RATIO
 from utils import SCALE, atomic_path, to_array
 
-NEAREST = Image.Resampling.NEAREST
 LOW, HIGH = HEALTHY_RATIO
 GAP, LINE = 8, 18  # pixels: beside an image and below its label; each line of the label
 PANELS = {  # of `plot_history`; title: columns of the history
@@ -34,9 +33,8 @@ LABELS = {"d_real": "D(x) on real images", "d_generated": "D(G(LR)) on generated
 def compare(images: dict[str, np.ndarray], box: tuple | None = None, zoom: int = 1) -> Image.Image:
     """Images side by side below their labels, pixel by pixel: matplotlib would resample them.
 
-    images: {label: uint8 (H, W, 3)}, all of one size. box: (left, top, width, height) in pixels,
-    the part to show of each. zoom: each pixel becomes zoom x zoom equal ones. Raises ValueError for
-    images of several sizes and for a box that leaves them.
+    images: {label: uint8 (H, W, 3)}, all of one size. box: the part to show, (left, top, width,
+    height) in pixels. zoom: the side of a shown pixel. ValueError for other sizes or boxes.
     """
     sizes = {image.shape[:2] for image in images.values()}
     if len(sizes) != 1:
@@ -48,7 +46,7 @@ def compare(images: dict[str, np.ndarray], box: tuple | None = None, zoom: int =
     image_top = LINE * (1 + max(label.count("\n") for label in images)) + GAP
     columns = []
     for label, image in images.items():
-        part = Image.fromarray(image).resize((zoom * width, zoom * height), NEAREST, corners)
+        part = Image.fromarray(image).resize((zoom * width, zoom * height), Image.NEAREST, corners)
         label_width = math.ceil(max(font.getlength(line) for line in label.split("\n")))
         size = (max(part.width, label_width) + GAP, image_top + part.height)
         column = Image.new("RGB", size, "white")
@@ -156,11 +154,10 @@ class LiveView:
 
     def sheet(self, solver) -> Image.Image:
         """Bicubic, what the generator makes now, and HR side by side; a row for each pair."""
-        now = f"epoch {solver.epoch}"
-        rows = [
-            compare({"bicubic": imresize(lr, SCALE), now: solver.upscale(lr), "HR": hr})
-            for lr, hr in self.crops
-        ]
+        rows, now = [], f"epoch {solver.epoch}"
+        for lr, hr in self.crops:
+            images = {"bicubic": imresize(lr, SCALE), now: solver.upscale(lr), "HR": hr}
+            rows.append(compare(images))
         return Image.fromarray(np.vstack(rows))
 
     def _show(self, name, picture):

@@ -134,25 +134,26 @@ def test_chosen_methods_and_an_own_nearest_are_used_and_sizes_cropped_to_multipl
 
 
 def test_what_cannot_be_rated_is_named(tmp_path):
+    out = tmp_path / "rating.html"
     with pytest.raises(FileNotFoundError, match=r"nowhere.*: no such folder"):
-        mos.make_page(tmp_path / "nowhere")
+        mos.make_page(tmp_path / "nowhere", out)
     folder = make_results(tmp_path / "Set5", methods=["SRGAN"])
     with pytest.raises(FileNotFoundError, match="HR: no such folder"):
-        mos.make_page(folder)
+        mos.make_page(folder, out)
     make_results(tmp_path / "bare", methods=["HR"])
     with pytest.raises(ValueError, match="no method to rate"):
-        mos.make_page(tmp_path / "bare")
+        mos.make_page(tmp_path / "bare", out)
     make_results(folder, methods=["HR"])
     with pytest.raises(FileNotFoundError, match="SRGUN: no such folder"):
-        mos.make_page(folder, methods=["SRGUN"])
+        mos.make_page(folder, out, methods=["SRGUN"])
     (folder / "SRGAN" / "bird.png").unlink()
     with pytest.raises(ValueError, match="SRGAN: bird: not in both"):
-        mos.make_page(folder)
+        mos.make_page(folder, out)
     write_image(folder / "SRGAN" / "bird.png", picture(1, 16, 24))
     write_image(folder / "SRGAN" / "owl.png", picture(1))
     with pytest.raises(ValueError, match=r"SRGAN: bird, owl: not in both .* or of different sizes"):
-        mos.make_page(folder)
-    assert not list(tmp_path.glob("*.html"))
+        mos.make_page(folder, out)
+    assert not out.exists()
 
 
 # --- the statistics ------------------------------------------------------------------------------

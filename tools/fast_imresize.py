@@ -22,12 +22,8 @@ SMALL = 2**21  # bytes of an image that is copied without hesitation
 def fast_resize(
     x: torch.Tensor, dim: int, scale: float, kernel: str, antialiasing: bool, padding: str
 ) -> torch.Tensor | None:
-    """Resize dimension `dim` (2 or 3) of an image (N, C, H, W) as `imresize` does, or return None.
-
-    None means that the fast path does not apply: other types and devices, other kernels and scales,
-    more than 4 channels or a side of less than 4 pixels (where not all of PyTorch's routines are
-    exact), and processors that fail the self-check.
-    """
+    """Resize dimension 2 or 3 of (N, C, H, W) as `imresize` does; None where that is not exact."""
+    # With more channels or fewer pixels, not all of PyTorch's routines are exact.
     if x.dtype != torch.uint8 or x.device.type != "cpu" or x.shape[1] > 4 or min(x.shape[2:]) < 4:
         return None
     if kernel != "bicubic" or scale not in UNITS or not (antialiasing or scale > 1):
@@ -44,15 +40,11 @@ def memory_format(x: torch.Tensor) -> torch.memory_format:
 
 @functools.cache
 def _is_exact(scale, channels, layout):
-    """Compare PyTorch's uint8 routines with its float64 routine, rounded as MATLAB rounds.
-
-    Their rounding is not documented and differs between processors. A few ms, once per process.
-    """
+    """Compare PyTorch's uint8 rounding, which differs between processors, with float64 (few ms)."""
     for size, dim in itertools.product((96, 94, 5), (2, 3)):
         noise = np.random.default_rng(0).integers(-128, 384, (1, channels, size, size))
         x = torch.from_numpy(noise.clip(0, 255)).contiguous(memory_format=layout)
-        exact = _resize(x.double(), dim, scale, "symmetric")
-        exact = (exact + 0.5).clamp(0, 255).byte()
+        exact = (_resize(x.double(), dim, scale, "symmetric") + 0.5).clamp(0, 255).byte()
         if not torch.equal(_resize(x.byte(), dim, scale, "symmetric"), exact):
             return False
     return True
@@ -95,9 +87,8 @@ def _take(x, dim, padding, *ranges):
 def _positions(length, padding, ranges):
     """Return the pixels that stand for the positions in these ranges (rule 6)."""
     mode = "edge" if padding == "replicate" else "symmetric"
-    margin = 16  # no range starts before it or ends after it
-    padded = np.pad(np.arange(length), margin, mode)
-    return torch.from_numpy(np.concatenate([padded[margin + a : margin + b] for a, b in ranges]))
+    padded = np.pad(np.arange(length), 16, mode)  # no range leaves these 16 positions
+    return torch.from_numpy(np.concatenate([padded[16 + a : 16 + b] for a, b in ranges]))
 
 
 def _interpolate(x, dim, out_length):

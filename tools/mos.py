@@ -1,14 +1,9 @@
 """Mean opinion scores: the blind rating page and the statistics of its results; makes no SR images.
 
-    python -m tools.mos page results/Set5 -o rating.html
-    python -m tools.mos score ratings/*.json --plot mos.png
-
-`page` writes one HTML file with all images: a rater opens it, rates and downloads the result.
-`score` prints the table, and --plot draws it as in figure 5 of the paper.
-
-The protocol is that of Ledig et al. 2017, section 3.3: every rater sees every version of every
-image in random order and gives each a whole score from 1 (bad) to 5 (excellent). Before that, the
-rater sees examples: nearest neighbour as a 1 and the original as a 5.
+`python -m tools.mos page results/Set5` writes one HTML file, where raters rate and download their
+results; `python -m tools.mos score ratings/*.json` prints the table. The protocol is that of Ledig
+et al. 2017, section 3.3: every rater sees every version of every image in random order and gives
+each a whole score from 1 (bad) to 5 (excellent), after examples of a 1 (nearest) and a 5 (HR).
 """
 
 import argparse
@@ -37,26 +32,17 @@ from tools.image_files import IMAGE_SUFFIXES
 from utils import SCALE, atomic_path, read_image
 
 WORST, BEST = "nearest", "HR"  # the two methods that calibrate the scale
-CALIBRATION = 2  # points between a rater's means for HR and nearest: half of the scale from 1 to 5
-TEMPLATE = Path(__file__).with_name("mos_page.html")
+CALIBRATION = 2  # points between a rater's means for them: half of the scale from 1 to 5
 
 
-# --- the page ------------------------------------------------------------------------------------
-
-
-def make_page(
-    folder: str | Path, out: str | Path = "rating.html", *, methods: list[str] | None = None
-) -> Path:
+def make_page(folder: str | Path, out: str | Path, methods: list[str] | None = None) -> Path:
     """Write the rating page for the images `folder`/<method>/<image>.png and return its path.
 
     `methods` names the folders to rate, by default all that hold images. The folder HR holds the
-    originals; nearest neighbour is made from them if there is no folder "nearest". All folders must
-    have the same images. They are cropped to multiples of 4 and must then agree in size.
-
-    The page shows no names but codes made from the images' content. It holds the meaning of the
-    codes base64-encoded and copies it into the results, so `score` needs nothing else.
-
-    Raises FileNotFoundError or ValueError naming the folder or image that is missing or different.
+    originals; nearest neighbour is made from them if there is no folder "nearest". Raises
+    FileNotFoundError or ValueError naming what is missing or, cropped to multiples of 4, differs
+    from HR in size. The page shows codes made from the images' content. It holds their meaning
+    base64-encoded and copies it into the results, so `score` needs nothing else.
     """
     folder = Path(folder)
     name = folder.resolve().name
@@ -72,14 +58,14 @@ def make_page(
     # Parts of two photographs that are in no test set: the examples must not show what is rated.
     examples = [photographs.astronaut()[20:200, 100:340], photographs.rocket()[220:400, 200:440]]
     data = {
-        "page": _page_name(key),
+        "page": hashlib.sha256(key.encode()).hexdigest()[:16],
         "key": key,
         "images": dict(sorted(images.items())),
         "examples": [[_png(_nearest(example)), _png(example)] for example in examples],
     }
-    page = TEMPLATE.read_text(encoding="utf-8").replace("{{DATA}}", json.dumps(data))
+    template = Path(__file__).with_name("mos_page.html").read_text(encoding="utf-8")
     with atomic_path(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(template.replace("{{DATA}}", json.dumps(data)), encoding="utf-8")
     return Path(out)
 
 
@@ -96,24 +82,23 @@ def _versions(folder, methods):
     for method, images in versions.items():
         different = sizes.items() ^ {name: image.shape for name, image in images.items()}.items()
         if different:
-            raise ValueError(
-                f"{folder / method}: {', '.join(sorted({name for name, _ in different}))}: not in "
-                f"both {method} and {BEST}, or of different sizes (cropped to multiples of "
-                f"{SCALE}); complete it, or name the methods to rate: --methods bicubic SRGAN"
-            )
+            names = ", ".join(sorted({name for name, _ in different}))
+            reason = f"not in both {method} and {BEST}, or of different sizes once cropped"
+            advice = "complete it, or name the methods to rate: --methods bicubic SRGAN"
+            raise ValueError(f"{folder / method}: {names}: {reason}; {advice}")
     return versions
 
 
 def _read_folder(folder):
-    """{name without suffix: uint8 (H, W, 3)} of the images in a folder, cropped."""
+    """{image name: uint8 (H, W, 3)} of a folder, cropped to multiples of 4."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder, but the page needs its images")
     images = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+    for path in sorted(folder.glob("[!.]*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
             image = read_image(path)
-            height, width = (side // SCALE * SCALE for side in image.shape[:2])
-            images[path.stem] = image[:height, :width]
+            height, width = image.shape[:2]
+            images[path.stem] = image[: height // SCALE * SCALE, : width // SCALE * SCALE]
     return images
 
 
@@ -126,13 +111,6 @@ def _png(array):
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _page_name(key):
-    return hashlib.sha256(key.encode()).hexdigest()[:16]
-
-
-# --- the statistics ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -161,31 +139,23 @@ def score(files: Iterable[str | Path]) -> Scores:
 
     Columns of the table: "MOS" is the mean, "low" to "high" its 95 % interval; "ahead" is the
     difference to the next row, "ahead low" to "ahead high" its interval. The intervals come from a
-    seeded bootstrap over raters; the images are fixed. Differences are taken within each rater, so
-    strict and lenient raters do not blur them.
-
+    seeded bootstrap over raters; differences are taken within each rater, strict or lenient.
     Named, but not counted: damaged files, files of another page than most, all but the latest file
-    of a rater, and raters who fail the calibration: their mean for HR is less than 2 points above
-    their mean for nearest neighbour (random clicks on five images pass in 1.6 % of cases).
-
-    Raises ValueError with all reasons if no rating is left to count.
+    of a rater, and raters whose mean for HR is less than 2 points above that for nearest neighbour
+    (random clicks on five images pass in 1.6 % of cases). ValueError if no rating is left to count.
     """
-    ratings, refused = _read_all(files)
-    ratings = _latest_of_one_page(ratings, refused)
+    ratings, refused = _read_ratings(files)
     counted = {}
     for rating in ratings:
-        means = rating["scores"].groupby(level=0).mean()
-        if round(means[BEST] - means[WORST], 6) >= CALIBRATION:  # 4.6 - 2.6 is 1.9999999999999996
+        worst, best = rating["scores"].groupby(level=0).mean()[[WORST, BEST]]
+        if round(best - worst, 6) >= CALIBRATION:  # 4.6 - 2.6 is 1.9999999999999996
             counted[rating["path"]] = rating["scores"]
         else:
-            refused[rating["path"]] = (
-                f"failed the calibration: {rating['rater']!r} gave {WORST} {means[WORST]:.2f} and "
-                f"{BEST} {means[BEST]:.2f}, less than {CALIBRATION} points apart"
-            )
+            gave = f"{WORST} {worst:.2f} and {BEST} {best:.2f}, less than {CALIBRATION} apart"
+            refused[rating["path"]] = f"failed the calibration: {rating['rater']!r} gave {gave}"
     if not counted:
         reasons = "".join(f"\n  {path}: {reason}" for path, reason in refused.items())
         raise ValueError(f"no ratings left to count; more files are needed{reasons}")
-
     scores = pd.DataFrame(counted)  # a row for each (method, image), a column for each rater
     means = scores.groupby(level=0).mean()  # (methods, raters)
     means = means.loc[means.mean(axis=1).sort_values(ascending=False, kind="stable").index]
@@ -206,11 +176,10 @@ def score(files: Iterable[str | Path]) -> Scores:
 
 
 def bootstrap_interval(values: np.ndarray | list[float]) -> tuple[float, float]:
-    """Return the 95 % interval (low, high) of the mean of `values`, one value for each rater.
+    """Return the 95 % interval (low, high) of the raters' mean; both are NaN for one rater.
 
-    The bootstrap's "expanded percentile" (Hesterberg 2015, What Teachers Should Know About the
-    Bootstrap). In simulations it holds the true mean in 94 to 96 % of panels of ten raters and
-    more, in 92 % of panels of five, in 78 % of panels of three. For one rater both are NaN.
+    "Expanded percentile" (Hesterberg 2015, What Teachers Should Know About the Bootstrap). It holds
+    the true mean in 94 to 96 % of simulated panels of ten raters and more, in 92 % of five.
     """
     n = len(values)
     if n < 2:
@@ -225,12 +194,8 @@ def bootstrap_interval(values: np.ndarray | list[float]) -> tuple[float, float]:
 
 
 def krippendorff_alpha(table: pd.DataFrame) -> float:
-    """Return Krippendorff's alpha of interval data (units, raters), none missing.
-
-    1 - observed / expected disagreement. Disagreement is the mean squared difference of two scores,
-    twice a variance: observed within each unit, expected among all scores (Hayes and Krippendorff
-    2007). NaN for one rater.
-    """
+    """Return Krippendorff's alpha of interval data (units, raters); NaN for one rater."""
+    # Disagreement is a mean squared difference, twice a variance (Hayes and Krippendorff 2007).
     return float(1 - table.var(axis=1).mean() / table.to_numpy().var(ddof=1))
 
 
@@ -253,71 +218,51 @@ def plot_scores(scores: Scores) -> Figure:
     return figure
 
 
-# --- result files --------------------------------------------------------------------------------
-
-
-def _read_all(files):
-    """The ratings in all files, and {path: reason} of the files that are none."""
+def _read_ratings(files):
+    """Each rater's latest rating of the page that most rated, and {path: why not} of the others."""
     paths = []
     for file in map(str, files):
         paths += sorted(glob.glob(file)) or [file]  # the shell of Windows expands no patterns
     ratings, refused = [], {}
     for path in dict.fromkeys(paths):
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")  # editors may add a byte order mark
-            ratings.append(_parse(text) | {"path": path})
+            ratings.append(_read_rating(path))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            refused[path] = (
-                f"no readable result of a rating page ({type(error).__name__}: {error}); the "
-                "rater can download it again"
-            )
-    return ratings, refused
-
-
-def _parse(text):
-    """The rating in the text of a result file, with "scores" as {(method, image): 1 to 5}.
-
-    The file comes by mail and may be cut or edited: what the page does not write raises ValueError,
-    KeyError, TypeError, AttributeError or RecursionError.
-    """
-    data = json.loads(text)
-    if data["page"] != _page_name(data["key"]):
-        raise ValueError("the key does not belong to the page")
-    key = json.loads(base64.b64decode(data["key"]))
-    versions = {code: (method, image) for code, (method, image) in key["images"].items()}
-    if sorted(code for code, _ in data["scores"]) != sorted(versions):
-        raise ValueError(f"not one score for each of {len(versions)} images")
-    scores = {versions[code]: value for code, value in data["scores"]}
-    if wrong := {*scores.values()} - {1, 2, 3, 4, 5}:
-        raise ValueError(f"scores other than 1, 2, 3, 4, 5: {wrong}")
-    return {
-        "page": data["page"],
-        "set": key["set"],
-        "rater": unicodedata.normalize("NFKC", data["rater"]).casefold().strip(),
-        "finished": datetime.strptime(data["finished"], "%Y-%m-%dT%H:%M:%S.%fZ"),
-        "scores": pd.Series(scores, dtype=int),
-    }
-
-
-def _latest_of_one_page(ratings, refused):
-    """Keep the page that most ratings are of, and the last file of each rater, who may correct."""
+            refused[path] = f"no readable result of a rating page ({error!r}); download it again"
     latest = {}
     for rating in sorted(ratings, key=lambda rating: rating["finished"]):
         if older := latest.get((rating["page"], rating["rater"])):
-            refused[older["path"]] = (
-                f"the same rater as {rating['path']}, which is not older; if {rating['rater']!r} "
-                "are two people, change one's name in the file"
-            )
+            newer = f"the same rater as {rating['path']}, which is not older"
+            advice = f"if {rating['rater']!r} are two people, change one's name in the file"
+            refused[older["path"]] = f"{newer}; {advice}"
         latest[rating["page"], rating["rater"]] = rating
     pages = [page for page, _ in latest]
     most = max(pages, key=pages.count, default=None)
     for rating in latest.values():
         if rating["page"] != most:
             refused[rating["path"]] = f"of another page ({rating['set']!r}); score it apart"
-    return sorted((r for r in latest.values() if r["page"] == most), key=lambda r: r["path"])
+    kept = [rating for rating in latest.values() if rating["page"] == most]
+    return sorted(kept, key=lambda rating: rating["path"]), refused
 
 
-# --- the command line ----------------------------------------------------------------------------
+def _read_rating(path):
+    """The rating in a result file, which came by mail and may be cut or edited."""
+    data = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # editors add byte order marks
+    if data["page"] != hashlib.sha256(data["key"].encode()).hexdigest()[:16]:
+        raise ValueError("the key does not belong to the page")
+    key = json.loads(base64.b64decode(data["key"]))
+    if sorted(code for code, _ in data["scores"]) != sorted(key["images"]):
+        raise ValueError(f"not one score for each of {len(key['images'])} images")
+    scores = {tuple(key["images"][code]): value for code, value in data["scores"]}
+    if wrong := {*scores.values()} - {1, 2, 3, 4, 5}:
+        raise ValueError(f"scores other than 1, 2, 3, 4, 5: {wrong}")
+    return data | {
+        "path": path,
+        "set": key["set"],
+        "rater": unicodedata.normalize("NFKC", data["rater"]).casefold().strip(),
+        "finished": datetime.strptime(data["finished"], "%Y-%m-%dT%H:%M:%S.%fZ"),
+        "scores": pd.Series(scores, dtype=int),  # of (method, image)
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -334,7 +279,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         if options.command == "page":
-            out = make_page(options.folder, options.out, methods=options.methods)
+            out = make_page(options.folder, options.out, options.methods)
             print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; send it to the raters")
         else:
             scores = score(options.files)
