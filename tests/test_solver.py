@@ -38,7 +38,7 @@ from datasets import PairDataset
 from metrics import evaluate, mean
 from models import Discriminator, SRResNet, load_generator
 from presets import RUN, get_settings
-from solver import GANSolver, PretrainSolver, build_solver, train, validation_pairs
+from solver import GANSolver, PretrainSolver, build_solver, load_generators, train, validation_pairs
 from super_resolve import super_resolve
 from tools import acceleration, checkpoints, distributed, resumable
 from tools.resumable import TrainingDiverged
@@ -1003,6 +1003,23 @@ def test_the_notebook_is_the_command_line_to_the_bit(images, tmp_path, monkeypat
         assert same_weights(notebook, command)
         written = json.loads((folders[1] / "settings.json").read_text())
         assert written == {**RUN, **settings}
+
+
+def test_the_generators_of_a_run_are_named_and_missing_ones_told(
+    images, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    settings = run_settings(images)
+    for stage in ("srresnet", "base"):
+        build_solver(settings, stage).fit()
+    capsys.readouterr()
+    generators = load_generators(settings)
+    assert list(generators) == ["SRResNet", "base mode"]
+    assert capsys.readouterr().out.startswith("SRGAN: checkpoints/tiny/srgan.safetensors is not")
+    for method, stage in (("SRResNet", "srresnet"), ("base mode", "base")):
+        saved = load_generator(f"checkpoints/tiny/{stage}.safetensors")
+        assert same_weights(generators[method].cpu(), saved)
+        assert generators[method].info["stage"] == stage
 
 
 def test_a_run_that_is_done_is_resumed_and_trains_nothing(images, tmp_path, monkeypatch, capsys):
