@@ -1,10 +1,10 @@
-"""Memory for a 24-megapixel photograph, and what working in pieces costs in time.
+"""Memory for a 24-megapixel image, and what tiles cost in time.
 
     python benchmarks/super_resolve.py [checkpoints/.../srresnet.safetensors]
 
-Memory is the peak of a fresh process, less what it takes once the modules, the weights and a first small image are behind
-it. All of a 24-megapixel image takes the network of the paper's size many minutes: of it two pieces are taken, and what the
-rest of the image would hold is added. A slim network goes through all of it.
+Memory is the peak of a fresh process, less what it takes after the imports and a first small image.
+The paper's network would take many minutes for 24 megapixels: two tiles of them are enlarged, and
+what the rest of the image would hold is added. A slim network enlarges all of them.
 """
 
 import subprocess
@@ -22,20 +22,22 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from models import SRResNet, load_generator  # noqa: E402
-from super_resolve import _tile_size, back_project, super_resolve  # noqa: E402
-from utils import to_array, to_tensor  # noqa: E402
+from super_resolve import TILE, super_resolve  # noqa: E402
+from tools.acceleration import speed_up  # noqa: E402
+from utils import SCALE, to_array, to_tensor  # noqa: E402
 
-WIDTH, HEIGHT = 6000, 4000  # LR pixels: 24 megapixels, 384 enlarged
+HEIGHT, WIDTH = 4000, 6000  # LR pixels: 24 megapixels, 384 enlarged
+PADDED = TILE + 2 * 40  # LR pixels a side: a tile of the paper's network with its padding
 MEMORY = """
 import sys, threading, time
-import psutil, torch
+import numpy as np, psutil, torch
 from models import SRResNet
 from super_resolve import super_resolve, super_resolve_file
-import numpy as np
+from tools.acceleration import speed_up
 
 source, target, blocks, channels, tile = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 torch.manual_seed(0)
-generator = SRResNet(blocks, channels, init="interpolator").to(memory_format=torch.channels_last).eval()
+generator = speed_up(SRResNet(blocks, channels, init="interpolator"), "cpu").eval()
 super_resolve(generator, np.zeros((64, 64, 3), np.uint8), progress=False)
 process = psutil.Process()
 before = peak = process.memory_info().rss
@@ -55,25 +57,16 @@ print(before / 1e6, (peak - before) / 1e6, time.perf_counter() - start)
 
 def memory(source, folder, num_blocks, num_channels, tile):
     """(framework, beyond it) in MB, and seconds, of a process that enlarges the file `source`."""
-    command = [
-        sys.executable,
-        "-c",
-        MEMORY,
-        source,
-        folder / "out.png",
-        num_blocks,
-        num_channels,
-        tile,
-    ]
-    run = subprocess.run(
-        [str(part) for part in command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
-    )
+    command = [sys.executable, "-c", MEMORY, source, folder / "out.png"]
+    command += [num_blocks, num_channels, tile]
+    command = [str(part) for part in command]
+    run = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return [float(value) for value in run.stdout.split()]
 
 
-def photograph(height, width):
-    tile = data.astronaut()
-    return np.tile(tile, (-(-height // 512), -(-width // 512), 1))[:height, :width].copy()
+def real_image(height, width):
+    image = data.astronaut()
+    return np.tile(image, (-(-height // 512), -(-width // 512), 1))[:height, :width].copy()
 
 
 def seconds(function):
@@ -83,55 +76,48 @@ def seconds(function):
     return time.process_time() - start, result
 
 
+@torch.inference_mode()
 def whole(generator, image):
-    lr = to_tensor(image)
-    with torch.inference_mode():
-        return to_array(back_project(generator(lr).clamp_(0, 1), lr))
+    return to_array(generator(to_tensor(image)))
 
 
 def main():
-    paper = (
-        load_generator(sys.argv[1]) if len(sys.argv) > 1 else SRResNet(init="interpolator").eval()
-    )
-    paper.to(memory_format=torch.channels_last)
-    tile = _tile_size(paper, "auto", None)
-    print(
-        f"pieces of {tile} x {tile} LR pixels for the paper's network, {torch.get_num_threads()} threads"
-    )
+    if len(sys.argv) > 1:
+        paper = load_generator(sys.argv[1])
+    else:
+        paper = speed_up(SRResNet(init="interpolator"), "cpu").eval()
+    print(f"tiles of {TILE} x {TILE} LR pixels, {torch.get_num_threads()} threads")
 
-    side = tile + 80  # of a piece with its neighbourhood
-    # What the paper's network has not gone through, but would hold: the rest of the source and of a row of pieces.
-    rest = 3 * (HEIGHT * WIDTH - 2 * side**2) + 3 * 16 * (WIDTH * tile - 2 * side**2)
-    print(
-        "\nMemory for a 24-megapixel file (384 megapixels enlarged) in MB: framework, beyond it (at most 1500); seconds"
-    )
+    print("\nMemory for a 24-megapixel file, 384 megapixels enlarged, in MB:")
+    print("framework, beyond it (at most 1500); seconds")
+    # What the paper's network has not enlarged, but would hold: the source, a strip of tiles.
+    rest = 3 * (HEIGHT * WIDTH - 2 * PADDED**2) + 3 * SCALE**2 * (WIDTH * TILE - 2 * PADDED**2)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        for name, blocks, channels, height, width, piece, unseen in [
-            ("paper (16 blocks, 64 channels), two pieces", 16, 64, side, 2 * side, side, rest),
-            ("slim (1 block, 4 channels), all of it", 1, 4, HEIGHT, WIDTH, tile, 0),
+        for name, blocks, channels, height, width, tile, unseen in [
+            ("paper (16 blocks, 64 channels), two tiles", 16, 64, PADDED, 2 * PADDED, PADDED, rest),
+            ("slim (1 block, 4 channels), all of it", 1, 4, HEIGHT, WIDTH, TILE, 0),
         ]:
-            Image.fromarray(photograph(height, width)).save(folder / "in.png", compress_level=1)
-            framework, beyond, duration = memory(folder / "in.png", folder, blocks, channels, piece)
-            print(
-                f"{name:>44}: {framework:6.0f} {beyond + unseen / 1e6:6.0f} {duration:6.0f} s",
-                flush=True,
-            )
+            image = Image.fromarray(real_image(height, width))
+            image.save(folder / "in.png", compress_level=1)
+            figures = memory(folder / "in.png", folder, blocks, channels, tile)
+            framework, beyond, duration = figures
+            beyond += unseen / 1e6
+            print(f"{name:>44}: {framework:6.0f} {beyond:6.0f} {duration:6.0f} s", flush=True)
 
-    # Large enough for four pieces, small enough for the whole at once (about 8 GB).
-    print("\nIn pieces against at once (at most +15 %):")
-    image = photograph(tile + 200, tile + 200)
-    slim = SRResNet(16, 16, init="interpolator").to(memory_format=torch.channels_last).eval()
-    for name, generator in (("16 blocks, 16 channels", slim), ("paper", paper)):
-        for _ in range(2 if generator is slim else 1):
-            at_once, expected = seconds(lambda g=generator: whole(g, image))
-            in_pieces, result = seconds(
-                lambda g=generator: super_resolve(g, image, tile=tile, progress=False)
-            )
-            print(
-                f"{name}: {image.shape[1]} x {image.shape[0]} at once {at_once:.1f} processor s, in pieces {in_pieces:.1f} "
-                f"({100 * (in_pieces / at_once - 1):+.0f} %), equal: {np.array_equal(expected, result)}"
-            )
+    # Large enough for four tiles, small enough for the whole at once (about 8 GB).
+    print("\nIn tiles against at once (at most +15 %), processor seconds:")
+    image = real_image(TILE + 200, TILE + 200)
+    slim = speed_up(SRResNet(16, 16, init="interpolator"), "cpu").eval()
+    for name, generator in [("16 blocks, 16 channels", slim)] * 2 + [("paper", paper)]:
+        at_once, expected = seconds(lambda g=generator: whole(g, image))
+        in_tiles, result = seconds(lambda g=generator: super_resolve(g, image, progress=False))
+        difference = 100 * (in_tiles / at_once - 1)
+        print(
+            f"{name}: at once {at_once:.1f}, in tiles {in_tiles:.1f} ({difference:+.0f} %),",
+            end=" ",
+        )
+        print(f"equal: {np.array_equal(expected, result)}", flush=True)
 
 
 if __name__ == "__main__":
