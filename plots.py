@@ -147,7 +147,7 @@ class LiveView:
         self._show("curves", as_png(plot_history(solver.history, title)))
         if solver.batch == 0:  # an epoch has just ended
             sheet = self.sheet(solver)
-            self._show("samples", sheet)
+            self._show("samples", as_jpeg(sheet))
             if self.folder:
                 with atomic_path(f"{self.folder}/epoch-{solver.epoch:03d}.png") as temporary:
                     sheet.save(temporary)
