@@ -40,8 +40,7 @@ class Pair(NamedTuple):
 def read_list(list_file: str | Path) -> list[Pair]:
     """The pairs of a CSV list, in its order.
 
-    Raises FileNotFoundError if the list, or an image in it, does not exist; ValueError if the list
-    is empty or malformed.
+    Raises FileNotFoundError for a missing list or image, ValueError for an empty or malformed list.
     """
     here = f"(current folder: {Path.cwd()})"
     if not Path(list_file).is_file():
@@ -102,19 +101,13 @@ class PatchDataset(Dataset):
     Item i is patch i of epoch 0: (lr, hr), float32 RGB in [0, 1], (3, c/4, c/4) and (3, c, c) for
     crop_size c. The images are decoded into `cache` when pixels are first asked for.
 
-    Raises ValueError if crop_size is not a multiple of 4 or larger than an image, and what
-    `read_list` raises.
+    Raises as `read_list`, and ValueError if crop_size is no multiple of 4 or larger than an image.
     """
 
     def __init__(
-        self,
-        list_file: str | Path,
-        *,
-        crop_size: int = 96,
-        patches_per_image: int = 100,
-        seed: int = 0,
-        cache: str | Path = "data/cache",
-    ):
+        self, list_file: str | Path, *, crop_size: int = 96, patches_per_image: int = 100,
+        seed: int = 0, cache: str | Path = "data/cache",
+    ):  # fmt: skip
         self.crop_size, self.patches_per_image, self.seed = crop_size, patches_per_image, seed
         self.pairs, self.cache = read_list(list_file), Path(cache)
         if crop_size < SCALE or crop_size % SCALE:
@@ -135,12 +128,9 @@ class PatchDataset(Dataset):
         return self.patches_per_image * len(self.pairs)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        lr, hr = (self.patches(self.first_plan[[i]], self.pixels, scale) for scale in (1, SCALE))
+        plan = self.plan(0)[[i]]
+        lr, hr = (self.patches(plan, self.pixels, scale) for scale in (1, SCALE))
         return lr[0], hr[0]
-
-    @cached_property
-    def first_plan(self) -> np.ndarray:
-        return self.plan(0)
 
     @cached_property
     def store(self) -> tuple[torch.Tensor, str]:
@@ -148,10 +138,7 @@ class PatchDataset(Dataset):
 
     @property
     def pixels(self) -> torch.Tensor:
-        """All pixels, uint8 (number of pixels, 3): HR then LR, row by row, image after image.
-
-        A memory-mapped file: the system reads from the disk what is used, when it is used.
-        """
+        """All pixels, uint8 (number of pixels, 3): HR then LR, row by row, image after image."""
         return self.store[0].view(-1, 3)
 
     @property
@@ -167,8 +154,7 @@ class PatchDataset(Dataset):
         each visits every image once, in random order. The plan depends on the list, the seed and
         the epoch only, so neither processes nor interruptions change what is trained on.
         """
-        seed = np.random.SeedSequence([self.seed, epoch])
-        random = np.random.Generator(np.random.Philox(seed))
+        random = np.random.Generator(np.random.Philox([self.seed, epoch]))
         n, crop = len(self.pairs), self.crop_size // SCALE
         image = np.concatenate([random.permutation(n) for _ in range(self.patches_per_image)])
         top, left = random.integers(0, self.lr_sizes[image] - crop, endpoint=True).T
@@ -206,22 +192,15 @@ class PatchDataset(Dataset):
 class PatchLoader:
     """The batches of an epoch: `for lr, hr in loader.epoch(epoch)`; `len(loader)` is their number.
 
-    batch_size counts over all processes: process `rank` of `world_size` gets every world_size-th
-    patch of each batch, so that together they train on what one process would. Every process gets
-    equally many patches; the last batch of an epoch may be smaller.
-
-    Raises ValueError for a batch_size that world_size does not divide.
+    batch_size counts over all processes, and world_size must divide it: process `rank` gets every
+    world_size-th patch of each batch, so that together they train on what one process would. Every
+    process gets equally many patches; the last batch of an epoch may be smaller.
     """
 
     def __init__(
-        self,
-        dataset: PatchDataset,
-        batch_size: int,
-        *,
-        device: str | torch.device = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-    ):
+        self, dataset: PatchDataset, batch_size: int, *, device: str | torch.device = "cpu",
+        rank: int = 0, world_size: int = 1,
+    ):  # fmt: skip
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(f"batch_size must be a multiple of {world_size}, got {batch_size}")
         self.dataset, self.batch_size, self.device = dataset, batch_size, torch.device(device)

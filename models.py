@@ -3,7 +3,6 @@
 Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial
 Network", CVPR 2017 (https://arxiv.org/abs/1609.04802). Images are float RGB tensors in [0, 1];
 the paper's [-1, 1] stays inside the networks.
-
 In the comments N is the batch, h and w the LR size: HR and SR are (N, 3, 4h, 4w).
 """
 
@@ -17,8 +16,6 @@ from torch import Tensor, nn
 from tools import checkpoints  # files with a checksum
 from tools.acceleration import speed_up  # the same results, faster
 from tools.vgg_weights import load_vgg_weights  # a file, or a download
-
-# --- generator ------------------------------------------------------------------------------------
 
 
 class ResidualBlock(nn.Module):
@@ -41,16 +38,14 @@ class ResidualBlock(nn.Module):
 
 def sub_pixel_block(channels: int) -> nn.Sequential:
     """Twice the height and width: k3n256s1, PixelShuffle x2, PReLU (figure 4; Shi et al. 2016)."""
-    return nn.Sequential(
-        nn.Conv2d(channels, 4 * channels, 3, padding=1), nn.PixelShuffle(2), nn.PReLU()
-    )
+    conv = nn.Conv2d(channels, 4 * channels, 3, padding=1)
+    return nn.Sequential(conv, nn.PixelShuffle(2), nn.PReLU())
 
 
 class SRResNet(nn.Module):
     """The generator of figure 4: LR (N, 3, h, w) in [0, 1] -> SR (N, 3, 4h, 4w), near [0, 1].
 
     SR is not clamped: outside the range a clamp would have no gradient. `utils.to_array` clamps.
-
     init: "default" for PyTorch's initialisation, or "interpolator" for `init_as_interpolator`.
     Raises ValueError for less than 1 block or 3 channels, and for another init.
     """
@@ -97,12 +92,10 @@ def init_as_interpolator(generator: SRResNet) -> None:
     - tail: (1 2 2 2 1)/8 in both directions turns that repetition into bilinear interpolation
       (half-pixel centres), scaled to [-1, 1]; its other weights are small, so they have gradients.
     """
-    rgb = range(3)
     head = generator.head[0]
     head.weight[:3] = 0
     head.bias[:3] = 0
-    for c in rgb:
-        head.weight[c, c, 4, 4] = 1
+    head.weight[:3, :3, 4, 4] = torch.eye(3)
 
     for block in generator.blocks:
         nn.init.zeros_(block.body[4].weight)
@@ -113,18 +106,15 @@ def init_as_interpolator(generator: SRResNet) -> None:
         conv.bias.copy_(conv.bias[::4].repeat_interleave(4, dim=0))
         conv.weight[:12] = 0
         conv.bias[:12] = 0
-        for c in rgb:
-            conv.weight[4 * c : 4 * c + 4, c, 1, 1] = 1
+        conv.weight[:12, :3, 1, 1] = torch.eye(3).repeat_interleave(4, dim=0)
 
     tap = torch.tensor([1, 2, 2, 2, 1]) / 8
     nn.init.normal_(generator.tail.weight, std=1e-3)
     generator.tail.weight[:, :3] = 0
-    for c in rgb:
+    for c in range(3):
         generator.tail.weight[c, c, 2:7, 2:7] = 2 * torch.outer(tap, tap)  # [0, 1] -> [-1, 1]
     generator.tail.bias.fill_(-1)
 
-
-# --- discriminator --------------------------------------------------------------------------------
 
 # (width / 64, stride) of the eight convolutions of figure 4: k3n64s1, k3n64s2, ..., k3n512s2.
 CONVOLUTIONS = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2)]
@@ -134,7 +124,6 @@ class Discriminator(nn.Module):
     """The discriminator of figure 4: images (N, 3, H, W) in [0, 1] -> logits (N,).
 
     The final sigmoid is left to the loss: binary cross-entropy with logits cannot overflow.
-    num_channels: feature maps of the first convolution.
     """
 
     def __init__(self, num_channels: int = 64):
@@ -162,8 +151,6 @@ class Discriminator(nn.Module):
         return self.classifier(self.pool(features)).squeeze(1)  # (N,)
 
 
-# --- VGG features ---------------------------------------------------------------------------------
-
 VGG_WIDTHS = (64, 128, 256, 512, 512)  # of the convolutions before each max-pooling
 VGG_COUNTS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # how many they are
 
@@ -172,7 +159,7 @@ class VGGFeatures(nn.Module):
     """phi_ij (section 2.2.1): (N, 3, H, W) in [0, 1] -> features (N, C, H/2^(i-1), W/2^(i-1)).
 
     phi_ij is the output of the j-th convolution, after its activation, before the i-th max-pooling.
-    It is not trained, and stays in eval mode. Checkpoints do not hold it.
+    ValueError if there is none. It is not trained, stays in eval mode, and is in no checkpoint.
 
     Args:
         i, j: of VGG19 (5, 4) is the paper's VGG54, (2, 2) its VGG22; VGG16's last is (5, 3).
@@ -180,8 +167,6 @@ class VGGFeatures(nn.Module):
         pooling: "max" as in VGG, or "avg" (Gatys et al. 2016). The maximum of 2 x 2 features rises
             if one pixel in four does, so with "max" a generator learns to draw a grid.
         weights: "torchvision", "original" or a file, see `tools.vgg_weights`.
-
-    Raises ValueError if there is no phi_ij, and what `load_vgg_weights` raises.
     """
 
     def __init__(
@@ -212,9 +197,6 @@ class VGGFeatures(nn.Module):
         return super().train(False)  # stays in eval mode
 
 
-# --- generator files ------------------------------------------------------------------------------
-
-
 def save_generator(path: str | Path, generator: SRResNet, **info: Any) -> None:
     """Write a generator's weights, and `info` about its training (anything JSON can hold)."""
     checkpoints.write(path, generator.state_dict(), {"kind": "generator", "info": info})
@@ -223,9 +205,7 @@ def save_generator(path: str | Path, generator: SRResNet, **info: Any) -> None:
 def load_generator(path: str | Path, device: str | torch.device = "cpu") -> SRResNet:
     """The generator of a file that `save_generator` wrote, in eval mode; `info` is an attribute.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or no generator's; names the file.
+    Raises FileNotFoundError if there is none, ValueError if it is damaged or holds something else.
     """
     way_out = "train one with train.ipynb, or name another .safetensors file"
     if not Path(path).is_file():
@@ -249,13 +229,11 @@ def load_generator(path: str | Path, device: str | torch.device = "cpu") -> SRRe
     return speed_up(generator, device).eval()
 
 
-@torch.no_grad()
 def interpolate(generator_a: SRResNet, generator_b: SRResNet, alpha: float) -> SRResNet:
     """The weights (1 - alpha) a + alpha b, from smooth to sharp (ESRGAN, 2018, section 3.4).
 
     b must have been trained from a. Batch-norm statistics are mixed, too; those of the mixture's
     own features come from `torch.optim.swa_utils.update_bn`.
-
     Raises ValueError if the architectures differ or alpha is not in [0, 1].
     """
     if not 0 <= alpha <= 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 from imresize import imresize
 from metrics import psnr, ssim
 from tools.diagnostics import HEALTHY_RATIO
-from utils import SCALE, atomic_path, to_array
+from utils import SCALE, atomic_path, to_array, write_image
 
 LOW, HIGH = HEALTHY_RATIO
 GAP, LINE = 8, 18  # pixels: beside an image and below its label; each line of the label
@@ -149,8 +149,7 @@ class LiveView:
             sheet = self.sheet(solver)
             self._show("samples", as_jpeg(sheet))
             if self.folder:
-                with atomic_path(f"{self.folder}/epoch-{solver.epoch:03d}.png") as temporary:
-                    sheet.save(temporary)
+                write_image(f"{self.folder}/epoch-{solver.epoch:03d}.png", np.asarray(sheet))
 
     def sheet(self, solver) -> Image.Image:
         """Bicubic, what the generator makes now, and HR side by side; a row for each pair."""

@@ -66,12 +66,11 @@ ONE_OF = dict(
 )
 AT_LEAST = dict(epochs=1, patches_per_image=1, crop_size=16, batch_size=1, log_every=1, keep_last=1)
 AT_MOST = dict(ema_decay=1)
-BOOKKEEPING = {  # may change when a run resumes: they do not change what is trained
-    *("log_every", "checkpoint_minutes", "keep_last", "keep_every", "batch_norm_batches")
-}
+# May change when a run resumes: they do not change what is trained.
+BOOKKEEPING = {"log_every", "checkpoint_minutes", "keep_last", "keep_every", "batch_norm_batches"}
 
 # What Muon, bfloat16, compilation and the initialisation are worth: report.md, section 5.
-FAST = dict(optimizer="muon", mixed_precision="auto", compile=True)
+FAST = dict(optimizer="muon", learning_rate=1e-3, schedule="cosine", mixed_precision="auto")
 INTERPOLATOR = dict(init="interpolator")  # starts as bilinear upsampling: saves hours
 PIXELS = dict(content_loss="mse", content_weight=1.0)  # needs no VGG weights
 # A few minutes: batches of 8 give more steps for the same pixels; EMA with a half-life of 69 steps.
@@ -86,15 +85,8 @@ PRESETS = dict(
         results="results/quick",
         generator=INTERPOLATOR,
         stages=dict(
-            srresnet=dict(
-                epochs=8,
-                batch_size=4,  # small batches: more steps for the same pixels
-                learning_rate=1e-3,
-                schedule="cosine",
-                warmup_steps=100,
-                optimizer="muon",
-                mixed_precision="auto",
-            ),
+            # small batches: more steps for the same pixels
+            srresnet=dict(**FAST, epochs=8, batch_size=4, warmup_steps=100),
             srgan=dict(**PIXELS, patches_per_image=16, batch_size=4),
         ),
     ),
@@ -102,14 +94,7 @@ PRESETS = dict(
         about="Two CPU cores: SRResNet 31.66 dB on Set5 after two and a half hours, a short SRGAN.",
         generator=INTERPOLATOR,
         stages=dict(
-            srresnet=dict(
-                **FAST,
-                epochs=6,
-                batch_size=8,
-                learning_rate=1e-3,
-                schedule="cosine",
-                warmup_steps=200,
-            ),
+            srresnet=dict(**FAST, compile=True, epochs=6, batch_size=8, warmup_steps=200),
             srgan=dict(
                 **SHORT,
                 epochs=2,
@@ -129,9 +114,7 @@ PRESETS = dict(
         about="One GPU, DIV2K: a tenth of the paper's steps; SRResNet above 31.5 dB on Set5.",
         generator=INTERPOLATOR,
         stages=dict(
-            srresnet=dict(
-                **FAST, epochs=20, learning_rate=1e-3, schedule="cosine", warmup_steps=1000
-            ),
+            srresnet=dict(**FAST, compile=True, epochs=20, warmup_steps=1000),
             srgan=dict(epochs=4, schedule="tenth"),
             srgan_mse=dict(**PIXELS, epochs=1, schedule="tenth"),
             base=dict(**PIXELS, start=""),
@@ -193,9 +176,7 @@ def check(values: dict[str, Any], defaults: dict[str, Any], owner: str) -> dict[
             raise ValueError(f"{owner}: {name} is a {kind.__name__}, not {value!r}")
         if name in ONE_OF and value not in ONE_OF[name]:
             raise ValueError(f"{owner}: {name} is one of {', '.join(ONE_OF[name])}; not {value!r}")
-        if number and not AT_LEAST.get(name, 0) <= value <= AT_MOST.get(name, 1e12):
-            raise ValueError(
-                f"{owner}: {name} is {value}; it is at least {AT_LEAST.get(name, 0)}"
-                + (f" and at most {AT_MOST[name]}" if name in AT_MOST else "")
-            )
+        low, high = AT_LEAST.get(name, 0), AT_MOST.get(name, 1e12)
+        if number and not low <= value <= high:
+            raise ValueError(f"{owner}: {name} is {value}; it is from {low} to {high:g}")
     return copy.deepcopy({**defaults, **values})

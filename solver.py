@@ -41,6 +41,7 @@ from tools.resumable import Resumable  # what must survive a stop
 from utils import atomic_path, pick_device, seed_everything
 
 Losses = dict[str, Tensor]
+Callback = Callable[["Solver"], None]
 ValidPairs = list[tuple[str, np.ndarray, np.ndarray]]  # (name, lr, hr) of whole images, uint8
 
 SCHEDULES = {  # factor of the learning rate where a part (0 to 1) of the training is done
@@ -60,7 +61,7 @@ class Solver(Resumable):
     Args:
         networks: {name: module}; "generator" is the one that is averaged, validated and saved.
         dataset: where the patches come from.
-        settings: of this stage, see `presets.STAGE`.
+        settings: of this stage, see `presets.STAGE`. A wrong one raises ValueError.
         folder: for checkpoints and the log, such as checkpoints/laptop/srresnet.
         valid_pairs: validated after each epoch; [] for none.
 
@@ -70,25 +71,19 @@ class Solver(Resumable):
         generator, ema: the trained network, and its running average in eval mode.
         history: {"train": rows, "valid": rows}, each row a dict with its step. Losses are raw.
         seconds: of training, over all starts.
-
-    Raises:
-        ValueError: a setting is unknown or out of range.
     """
 
     DEFAULTS = presets.STAGE
 
     def __init__(
-        self,
-        networks: dict[str, nn.Module],
-        dataset: PatchDataset,
-        settings: dict[str, Any],
-        folder: str | Path,
-        valid_pairs: ValidPairs = (),
-    ):
+        self, networks: dict[str, nn.Module], dataset: PatchDataset, settings: dict[str, Any],
+        folder: str | Path, valid_pairs: ValidPairs = (),
+    ):  # fmt: skip
         self.settings = presets.check(settings, self.DEFAULTS, type(self).__name__)
         self.dataset, self.folder, self.valid_pairs = dataset, Path(folder), valid_pairs
         self.processes = Processes()
         self.device, self.is_main = self.processes.device, self.processes.is_main
+        self.say = self.processes.accelerator.print  # prints once, not in each process
         self.precision = MixedPrecision(self.settings["mixed_precision"], self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -103,11 +98,9 @@ class Solver(Resumable):
             network = speed_up(network, self.device).train()
             self.optimizers[name] = self.make_optimizer(network)
             if compiles:
-                # Kernels for each batch size. Those for any size round differently, and a resumed
-                # run would not be bit-identical.
+                # Kernels for any batch size would round differently in a resumed run.
                 network.compile(dynamic=False)
-            self.networks[name] = self.processes.wrap(network)
-            self.unwrapped[name] = self.processes.unwrap(self.networks[name])
+            self.networks[name], self.unwrapped[name] = self.processes.wrap(network), network
         self.generator = self.unwrapped["generator"]
 
         # Data and progress
@@ -117,13 +110,13 @@ class Solver(Resumable):
         )  # fmt: skip
         self.epoch = self.batch = self.step = 0
         self.seconds, self.clock, self.saved = 0.0, 0.0, time.monotonic()
-        self.history: checkpoints.History = {"train": [], "valid": []}
+        self.history: dict[str, list[dict[str, Any]]] = {"train": [], "valid": []}
         self.sums: Losses = {}  # of the losses since the last row, on the device
         self.first_bad_step = torch.tensor(-1, device=self.device)
         self.last_checkpoint: Path | None = None
         self.inference: tuple[int, SRResNet] | None = None  # (step, generator)
         self.told: set[str] = set()  # diagnostics, once each
-        self.callback: Callable[[Solver], None] | None = None
+        self.callback: Callback | None = None
 
     def make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         rate, fused = self.settings["learning_rate"], self.device.type != "mps"
@@ -139,8 +132,7 @@ class Solver(Resumable):
     def training_step(self, lr: Tensor, hr: Tensor) -> Losses:
         """Update the stage's networks by `self.update`; returns scalars for the history.
 
-        Args:
-            lr, hr: this process's part of a batch, (N, 3, h, w) and (N, 3, 4h, 4w) in [0, 1].
+        lr and hr are this process's part of a batch, (N, 3, h, w) and (N, 3, 4h, 4w) in [0, 1].
         """
         raise NotImplementedError
 
@@ -150,16 +142,12 @@ class Solver(Resumable):
 
     # --- the loop ---
 
-    def fit(
-        self, num_epochs: int | None = None, callback: Callable[["Solver"], None] | None = None
-    ) -> None:
+    def fit(self, num_epochs: int | None = None, callback: Callback | None = None) -> None:
         """Train until `num_epochs` epochs are done (default: the setting `epochs`).
 
+        `callback` is called with the solver after each row of the history and after each epoch.
         Ctrl-C, the notebook's stop button and SIGTERM save and stop. A resumed run goes on within
         the epoch.
-
-        Args:
-            callback: called with the solver after each row of the history and after each epoch.
 
         Raises:
             TrainingDiverged: a loss is not finite. No checkpoint contains it.
@@ -247,13 +235,9 @@ class Solver(Resumable):
         count = self.step - (self.history["train"][-1]["step"] if self.history["train"] else 0)
         row = {name: float(v) / count for name, v in self.processes.mean(self.sums).items()}
         self.sums = {}
-        self.log(
-            "train",
-            epoch=self.epoch + self.batch / len(self.loader),
-            seconds=round(self.seconds, 3),
-            learning_rate=self.optimizers["generator"].param_groups[0]["lr"],
-            **row,
-        )
+        epoch = self.epoch + self.batch / len(self.loader)
+        rate = self.optimizers["generator"].param_groups[0]["lr"]
+        self.log("train", epoch=epoch, seconds=round(self.seconds, 3), learning_rate=rate, **row)
         for cause, message in diagnose(self.history["train"]).items():
             if cause not in self.told and self.is_main:
                 self.told.add(cause)
@@ -291,9 +275,8 @@ class Solver(Resumable):
     def inference_generator(self) -> SRResNet:
         """The averaged generator in eval mode: what is validated, shown and saved for use.
 
-        With `batch_norm_batches` its batch-norm statistics are recomputed from the first patches of
-        epoch 0, because averaged statistics are not those of averaged weights. SRGANs show the
-        difference as coloured blobs.
+        With `batch_norm_batches` its batch-norm statistics come from the first patches of epoch 0:
+        averaged ones are not those of averaged weights, which an SRGAN shows as coloured blobs.
         """
         count = self.settings["batch_norm_batches"]
         if not count or not self.step:
@@ -317,10 +300,6 @@ class Solver(Resumable):
         self.log("valid", epoch=self.epoch, psnr=scores["psnr"], ssim=scores["ssim"])
         psnr, ssim = f"PSNR {scores['psnr']:.3f} dB", f"SSIM {scores['ssim']:.4f}"
         self.say(f"after epoch {self.epoch}: {psnr}, {ssim} on the validation images (Y)")
-
-    def say(self, text: str) -> None:
-        if self.is_main:
-            print(text)
 
 
 # --- the stages -----------------------------------------------------------------------------------

@@ -1,21 +1,19 @@
 """4x super-resolution of images of any size in tiles, and its command line; trains nothing.
 
     python super_resolve.py photo.jpg folder/ -o out/     # SRGAN; --method srresnet or bicubic
-    python super_resolve.py --demo original.png -o out/   # reduce, enlarge again, score
-    python super_resolve.py --export generator.onnx
 
-The result equals that of the whole image: tiles are padded by the network's receptive-field radius.
-Its first half, up to the last residual block, has one of 37 LR pixels and small feature maps; the
-second one of 3, and 16 times the pixels. So each half has its own tiles: large ones waste little
-time on padding, small ones take little memory.
+Tiles, padded by the network's receptive-field radius, give the result of the whole image. Its first
+half, up to the last residual block, has a radius of 37 LR pixels and small feature maps; the second
+3, and 16 times the pixels. Each has its own tiles: large ones waste little time on padding, small
+ones take little memory.
 """
 
 import argparse
 import math
+import os
 import signal
 import sys
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +26,7 @@ from imresize import imresize
 from metrics import psnr, ssim
 from models import SRResNet, load_generator
 from tools.image_files import open_deep_image, open_image, pil_to_array, write_png
-from utils import SCALE, atomic_path, find_images, pick_device, read_image, to_tensor
+from utils import SCALE, atomic_path, find_images, pick_device, read_image, to_tensor, write_image
 
 TILE, SMALLEST_TILE = 800, 16  # LR pixels a side; the residual blocks take 0.8 GB for 800
 ENLARGE_TILE = 192  # LR pixels a side, in the second half
@@ -43,7 +41,6 @@ def super_resolve(
     image: np.ndarray | Image.Image | str | Path,
     *,
     tile: int = TILE,
-    device: torch.device | str | None = None,
     ensemble: bool = False,
     back_projection: bool = False,
     progress: bool = True,
@@ -54,9 +51,7 @@ def super_resolve(
         generator: None for MATLAB's bicubic interpolation.
         image: uint8 or uint16 array, (H, W) or (H, W, 1 to 4): gray, gray and alpha, RGB, RGBA; or
             a PIL image; or the path of an image file.
-        tile: side of the tiles in LR pixels, which bounds memory and does not change the result.
-            Where memory runs out, it is halved.
-        device: where to compute; the generator is moved there. None: where the generator is.
+        tile: side of the tiles in LR pixels, halved where memory runs out; changes no result.
         ensemble: average over the eight flips and rotations of the image, in eight times the time:
             about 0.1 dB more for SRResNet, but less texture for an SRGAN.
         back_projection: correct the result so that, reduced again, it is `image`: `back_project`.
@@ -72,7 +67,7 @@ def super_resolve(
     """
     opened = open_image(image) if isinstance(image, (str, Path)) else image
     pixels, info = _to_pixels(opened, name=image)
-    strips = _strips(generator, pixels, tile, device, ensemble, back_projection, progress)
+    strips = _strips(generator, pixels, tile, ensemble, back_projection, progress)
     enlarged = np.concatenate(list(strips))
     if info is None:
         return enlarged if image.ndim == 3 else enlarged[..., 0]
@@ -113,9 +108,7 @@ def _to_pixels(image, name):
     return pixels, info
 
 
-# --- tiles: pairs of slices, rows and columns, in LR pixels of the whole image --------------------
-
-
+# A tile is a pair of slices, rows and columns, in LR pixels of the whole image.
 def _cut(tile, *sides):
     """Nearly equal tiles of at most so many rows and columns, row by row."""
     spans = []
@@ -155,13 +148,9 @@ def _whole(image):
     return slice(0, image.shape[0]), slice(0, image.shape[1])
 
 
-def _strips(
-    generator, image, tile=TILE, device=None, ensemble=False, back_projection=False, progress=True
-):
+def _strips(generator, image, tile=TILE, ensemble=False, back_projection=False, progress=True):
     """Yield the enlarged image, (H, W, C), from top to bottom in strips (4h, 4W, C)."""
     height, width, channels = image.shape
-    if generator is not None and device is not None:
-        generator.to(device)
     if not isinstance(tile, int) or tile < 1:
         raise ValueError(f"tile is a whole number of at least 1, not {tile!r}")
     bar = tqdm(total=SCALE**2 * height * width, unit="px", unit_scale=True, disable=not progress)
@@ -208,26 +197,24 @@ def _enlarge(generator, image, tile, ensemble, back_projection):
 
 
 def back_project(sr: torch.Tensor, lr: torch.Tensor) -> torch.Tensor:
-    """Correct an enlargement so that, reduced again, it is the LR image.
+    """Correct an enlargement so that, reduced again, it is the LR image; may leave [0, 1].
 
-    sr + up(lr - down(sr)), both bicubic: a step of iterative back-projection (Irani and Peleg,
-    "Improving resolution by image registration", 1991). Detail between the LR pixels stays. The
-    brightness and colour of areas, which may drift by ten levels in an SRGAN, become those of LR.
-
-    sr, lr: float (N, C, 4h, 4w) and (N, C, h, w), or both without N. The result may leave [0, 1].
+    sr, lr: float (N, C, 4h, 4w) and (N, C, h, w), or both without N. A step of iterative
+    back-projection (Irani and Peleg, "Improving resolution by image registration", 1991): detail
+    between the LR pixels stays; the brightness and colour of areas, which may drift by ten levels
+    in an SRGAN, become those of LR.
     """
     return sr + imresize(lr - imresize(sr, 1 / SCALE), SCALE)
 
 
-# The two halves of `SRResNet.forward`, tiled apart because their receptive fields differ so much.
 def extract_features(generator: SRResNet, lr: torch.Tensor) -> torch.Tensor:
-    """(N, 3, h, w) in [0, 1] -> feature maps (N, C, h, w)."""
+    """The first half of `SRResNet.forward`: (N, 3, h, w) in [0, 1] -> feature maps (N, C, h, w)."""
     features = generator.head(lr)
     return features + generator.after_blocks(generator.blocks(features))
 
 
 def enlarge_features(generator: SRResNet, features: torch.Tensor) -> torch.Tensor:
-    """Feature maps (N, C, h, w) -> SR (N, 3, 4h, 4w), nominally in [0, 1]."""
+    """The second half: feature maps (N, C, h, w) -> SR (N, 3, 4h, 4w), nominally in [0, 1]."""
     return (generator.tail(generator.upsample(features)) + 1) / 2
 
 
@@ -242,9 +229,8 @@ def _network(generator, image, tile, ensemble):
     """The enlarged `tile` of an image (H, W, 1 or 3): float (1 or 3, 4h, 4w), not clamped."""
     features_radius, enlarge_radius = receptive_field_radii(generator.num_blocks)
     padded = _pad(tile, features_radius + enlarge_radius, _whole(image))
-    weight = next(generator.parameters())
-    lr = to_tensor(image[padded]).to(weight).expand(1, 3, -1, -1)
-    sr = torch.zeros(3, *(SCALE * length for length in _size(tile)), device=weight.device)
+    lr = to_tensor(image[padded]).to(next(generator.parameters())).expand(1, 3, -1, -1)
+    sr = torch.zeros(3, *(SCALE * length for length in _size(tile)), device=lr.device)
     views = 8 if ensemble else 1
     for view in range(views):
         back = view if view >= 4 else -view  # reflections (4 to 7) undo themselves
@@ -292,45 +278,21 @@ def export_onnx(generator: SRResNet, path: str | Path) -> None:
         torch.onnx.export(generator.eval(), (example,), str(temporary), dynamo=False, **names)
 
 
-# --- command line --------------------------------------------------------------------------------
-
-
-def find_weights(method: str) -> Path:
-    """The newest checkpoints/**/<method>.safetensors; FileNotFoundError if there is none."""
-    files = list(Path("checkpoints").rglob(f"{method}.safetensors"))
-    if not files:
-        way_out = "train one with train.ipynb, name one with --weights, or use --method bicubic"
-        raise FileNotFoundError(f"no {method}.safetensors under checkpoints/: {way_out}")
-    return max(files, key=lambda path: path.stat().st_mtime)
-
-
-def compare_middle(upscale, source, target, label):
-    """Save the middle of an image file as it is, enlarged bicubically, and by the network."""
-    image = read_image(source)
-    left, top, width, height = plots.middle_box(image, 128 + 2 * 40)  # 40: the receptive field
-    lr = image[top : top + height, left : left + width].copy()
-    nearest = lr.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-    images = {"input": nearest, "bicubic": imresize(lr, SCALE), label: upscale(lr)}
-    with atomic_path(target) as temporary:
-        plots.compare(images, plots.middle_box(nearest, SCALE * 128)).save(temporary)
-
-
-def demo(upscale, source, target, label):
+def demo(generator, source, target, label, options):
     """Reduce an image file to 1/4, enlarge it again, print scores, save the middle."""
     hr = read_image(source)
     hr = hr[: hr.shape[0] // SCALE * SCALE, : hr.shape[1] // SCALE * SCALE]
     lr = imresize(hr, 1 / SCALE)
-    images = {"bicubic": imresize(lr, SCALE), label: upscale(lr)}
+    images = {"bicubic": imresize(lr, SCALE), label: super_resolve(generator, lr, **options)}
     for name, sr in images.items():
         print(f"{name:>10}: {psnr(sr, hr):.2f} dB, SSIM {ssim(sr, hr):.4f} (Y, border 4)")
-    with atomic_path(target) as temporary:
-        plots.strip(images, hr, plots.middle_box(hr, 480)).save(temporary)
+    write_image(target, np.asarray(plots.strip(images, hr, plots.middle_box(hr, 480))))
     print(f"the middle side by side: {target}")
 
 
-def _arguments(argv):
-    about = "Enlarge images to 4 times their size, into PNG files NAME.png; skip those that exist."
-    parser = argparse.ArgumentParser(description=about)
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 if anything failed, 130 if stopped."""
+    parser = argparse.ArgumentParser(description="Enlarge images 4 times into PNG files NAME.png.")
     add = parser.add_argument
     add("inputs", nargs="*", metavar="IMAGE", help="image files, and folders of them")
     add("-o", "--output", default="super_resolved", metavar="FOLDER", help="default: %(default)s")
@@ -340,8 +302,7 @@ def _arguments(argv):
     add("--tile", type=int, default=TILE, metavar="PIXELS", help="smaller ones take less memory")
     add("--ensemble", action="store_true", help="average 8 flips and rotations: smoother, slower")
     add("--back-projection", action="store_true", help="keep the input's brightness and colour")
-    add("--compare", action="store_true", help="also write the middle beside input and bicubic")
-    add("--force", action="store_true", help="replace results that exist")
+    add("--force", action="store_true", help="replace results that exist, not skip them")
     add("--large", action="store_true", help="also read images of more than 179 megapixels")
     add("--demo", metavar="IMAGE", help="reduce this image to 1/4, enlarge it again and score it")
     add("--export", metavar="FILE.onnx", help="write the generator as ONNX")
@@ -350,19 +311,15 @@ def _arguments(argv):
         parser.error("name images or folders to enlarge, or --demo IMAGE, or --export FILE.onnx")
     if args.export and args.method == "bicubic":
         parser.error("bicubic has no network to export")
-    return args
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 if anything failed, 130 if stopped."""
-    args = _arguments(argv)
     if args.large:
         Image.MAX_IMAGE_PIXELS = None
     sys.stdout.reconfigure(errors="replace")  # for names that the terminal cannot show
     try:
         generator, label, device = None, args.method, pick_device(args.device)
         if args.method != "bicubic":
-            weights = args.weights or find_weights(args.method)
+            pattern = f"checkpoints/**/{args.method}.safetensors"
+            newest = max(Path().glob(pattern), key=os.path.getmtime, default=pattern)
+            weights = args.weights or newest  # if there is none, `load_generator` says what to do
             generator, label = load_generator(weights, device), Path(weights).stem
             print(f"{weights} on {device}")
         options = {name: getattr(args, name) for name in ("tile", "ensemble", "back_projection")}
@@ -375,8 +332,8 @@ def main(argv: list[str] | None = None) -> int:
             target = Path(args.output, "demo", f"{Path(args.demo).stem}.png")
             if target.exists() and not args.force:
                 raise FileExistsError(f"{target} exists: choose another folder, or --force")
-            demo(partial(super_resolve, generator, **options), args.demo, target, label)
-        return _enlarge_all(generator, args, label, options) if args.inputs else 0
+            demo(generator, args.demo, target, label, options)
+        return _enlarge_all(generator, args, options) if args.inputs else 0
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes", file=sys.stderr)
         return 130
@@ -385,7 +342,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _enlarge_all(generator, args, label, options):
+def _enlarge_all(generator, args, options):
     """Enlarge all inputs into the output folder, going on after failures; returns 1 after any."""
     sources = find_images(args.inputs)
     originals = {source.resolve() for source in sources}
@@ -393,7 +350,6 @@ def _enlarge_all(generator, args, label, options):
     for number, source in enumerate(sources, start=1):
         print(f"[{number}/{len(sources)}] {source}")
         target = Path(args.output, f"{source.stem}.png")
-        sheet = target.parent / "compare" / target.name
         try:
             if target.resolve() in originals:
                 raise ValueError(f"{target} would replace an original; choose another -o FOLDER")
@@ -405,9 +361,6 @@ def _enlarge_all(generator, args, label, options):
             else:
                 super_resolve_file(generator, source, target, **options)
                 made += 1
-            if args.compare and (args.force or not sheet.exists()):
-                upscale = partial(super_resolve, generator, progress=False, **options)
-                compare_middle(upscale, source, sheet, label)
         except (OSError, ValueError, MemoryError) as error:
             print(f"  failed: {source}:", str(error).removeprefix(f"{source}: "), file=sys.stderr)
             failed += 1

@@ -15,13 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-# Formats, modes and Pillow's internals:
 from tools.image_files import IMAGE_SUFFIXES, open_image, sixteen_bit_array
 
 SCALE = 4  # HR is 4 times as high and as wide as LR
-
-
-# --- seeds and devices ---------------------------------------------------------------------------
 
 
 def seed_everything(seed: int) -> None:
@@ -32,25 +28,18 @@ def seed_everything(seed: int) -> None:
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device called `name` ("cuda", "cuda:1", "mps", "cpu"); None: CUDA, then MPS, then CPU.
+    """The device called `name` ("cuda", "cuda:1", "mps", "cpu"); None: CUDA, else MPS, else CPU.
 
     Raises ValueError for a device that this machine or this build of PyTorch does not have.
     """
     if name is None:
-        if torch.cuda.is_available():
-            name = "cuda"
-        elif torch.backends.mps.is_available():
-            name = "mps"
-        else:
-            name = "cpu"
+        name = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)  # only this also finds cuda:7 of 2 and a broken driver
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         cause = str(error).splitlines()[0]
-        raise ValueError(
-            f"device '{name}' cannot be used here ({cause}); leave it out to get the best one"
-        ) from error
+        raise ValueError(f"device '{name}' cannot be used here ({cause}); leave it out") from error
     return device
 
 
@@ -62,9 +51,6 @@ def device_name(device: torch.device | str) -> str:
     if device.type == "cpu":
         return f"CPU, {torch.get_num_threads()} threads"
     return device.type.upper()
-
-
-# --- files ---------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -114,10 +100,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The files among `paths`, and the images directly in its folders by name; each once.
-
-    Raises ValueError for a folder without images.
-    """
+    """The files in `paths` and the images directly in its folders; ValueError if one has none."""
     images = []
     for path in map(Path, paths):
         files = [path]  # whether it is an image shows when it is opened
@@ -127,14 +110,13 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
         if not files:
             raise ValueError(f"{path}: no images in this folder; name its subfolders themselves")
         images += files
-    # A link and what it points to are two names.
+    # Each once; a link and what it points to are two names.
     return list({path.parent.resolve() / path.name: path for path in images}.values())
 
 
 def write_image(path: str | Path, array: np.ndarray) -> None:
     """Write uint8 RGB (H, W, 3) as a PNG file, atomically; ValueError for anything else."""
-    path = Path(path)
-    if path.suffix.lower() != ".png":
+    if Path(path).suffix.lower() != ".png":
         raise ValueError(f"{path}: images are written without loss, as PNG; use the suffix .png")
     array = np.ascontiguousarray(array)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
@@ -143,14 +125,10 @@ def write_image(path: str | Path, array: np.ndarray) -> None:
         Image.fromarray(array).save(temporary)
 
 
-# --- arrays and tensors --------------------------------------------------------------------------
-
-
 def to_tensor(array: np.ndarray) -> torch.Tensor:
     """uint8 or uint16 (H, W, C) -> float32 in [0, 1], (1, C, H, W); ValueError for another type."""
     if array.dtype not in (np.uint8, np.uint16) or array.ndim != 3:
-        got = f"{array.dtype} {array.shape}"
-        raise ValueError(f"expected a uint8 or uint16 array of shape (H, W, C), got {got}")
+        raise ValueError(f"expected uint8 or uint16 (H, W, C), got {array.dtype} {array.shape}")
     tensor = torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1)[None]  # (1, C, H, W)
     return tensor.contiguous() / np.iinfo(array.dtype).max
 
@@ -160,7 +138,6 @@ def to_array(tensor: torch.Tensor) -> np.ndarray:
     if tensor.ndim == 4 and len(tensor) == 1:
         tensor = tensor[0]
     if tensor.ndim != 3 or len(tensor) != 3:
-        shape = tuple(tensor.shape)
-        raise ValueError(f"expected one RGB image, (1, 3, H, W) or (3, H, W), got {shape}")
+        raise ValueError(f"expected one RGB image, (1, 3, H, W) or (3, H, W), got {tensor.shape}")
     levels = tensor.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
     return np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy())

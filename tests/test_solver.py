@@ -632,7 +632,7 @@ def test_validation_is_of_the_generator_that_is_saved(stage, images, tmp_path):
     assert saved.info["settings"] == solver.settings
 
     def upscale(lr):
-        return super_resolve(saved, lr, device="cpu", progress=False)
+        return super_resolve(saved, lr, progress=False)
 
     scores = mean(evaluate(upscale, solver.valid_pairs, progress=False))
     row = solver.history["valid"][-1]

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def speed_up(network: nn.Module, device: str | torch.device) -> nn.Module:
     """Move a network to `device` in its fastest form; returns it. Parameters keep their names."""
@@ -63,14 +61,14 @@ def convolve_shuffled(x: Tensor, weight: Tensor, bias: Tensor, side: int) -> Ten
 class MixedPrecision:
     """The precision of forward and backward passes; weights and their updates stay float32.
 
-    Args:
-        name: "no" (float32), "bf16", "fp16", or "auto": bf16 where the device computes in it.
+    name: "no" (float32), "bf16", "fp16", or "auto": bf16 where the device computes in it.
     """
 
     def __init__(self, name: str, device: torch.device):
         if name == "auto":
             name = "bf16" if computes_in_bf16(device) else "no"
-        self.device_type, self.dtype = device.type, PRECISIONS[name]
+        self.device_type = device.type
+        self.dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
         # fp16 has few exponents: scaling keeps small gradients from vanishing.
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
@@ -113,15 +111,13 @@ def can_compile(device: torch.device) -> bool:
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory instead of returning it to the system. Call before training.
 
-    A training step on the CPU frees and allocates the same large blocks again and again. glibc maps
-    each one newly and the kernel fills it with zeros: up to 5 times slower. Without glibc this does
-    nothing.
+    A training step on the CPU allocates the same large blocks again and again. glibc maps each one
+    newly, and the kernel fills it with zeros: up to 5 times slower. Does nothing without glibc.
     """
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
     try:
-        libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018  (macOS and musl have none)
+        mallopt = ctypes.CDLL(None).mallopt  # macOS and musl have none
     except (TypeError, OSError, AttributeError):
         return
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

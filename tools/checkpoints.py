@@ -8,7 +8,6 @@ not pass for a weight.
 import contextlib
 import hashlib
 import json
-import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,17 +19,14 @@ from torch import Tensor, nn
 
 from utils import atomic_path
 
-NAME = re.compile(r"checkpoint-(\d+)\.safetensors")  # the step
 UNSIGNED = "the checksum of this file belongs in this place".ljust(64, ".")
 
 Tensors = dict[str, Tensor]
-History = dict[str, list[dict[str, Any]]]
-
-# --- files ----------------------------------------------------------------------------------------
+Facts = dict[str, Any]  # anything JSON can hold
 
 
-def write(path: str | Path, tensors: Tensors, facts: dict[str, Any]) -> None:
-    """Write tensors and facts (anything JSON can hold) as one file, whole or not at all."""
+def write(path: str | Path, tensors: Tensors, facts: Facts) -> None:
+    """Write tensors and facts as one file, whole or not at all."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     data = safetensors.torch.save(tensors, {"facts": json.dumps(facts), "sha256": UNSIGNED})
     digest = hashlib.sha256(data).hexdigest()
@@ -38,7 +34,7 @@ def write(path: str | Path, tensors: Tensors, facts: dict[str, Any]) -> None:
         temporary.write_bytes(data.replace(UNSIGNED.encode(), digest.encode(), 1))
 
 
-def read(path: str | Path) -> tuple[Tensors, dict[str, Any]]:
+def read(path: str | Path) -> tuple[Tensors, Facts]:
     """The tensors and facts of a file. Raises ValueError unless every bit is as written."""
     try:
         data = Path(path).read_bytes()
@@ -68,25 +64,22 @@ def explained(folder: str | Path, last: Path | None) -> Iterator[None]:
 
 def files(folder: str | Path) -> list[Path]:
     """The checkpoints in a folder, the oldest first."""
-    found = Path(folder).glob("checkpoint-*.safetensors")
-    return sorted(path for path in found if NAME.fullmatch(path.name))
+    return sorted(Path(folder).glob(f"checkpoint-{9 * '[0-9]'}.safetensors"))
 
 
-def save(
-    folder: str | Path, step: int, tensors: Tensors, facts: dict[str, Any], keep_last: int = 2
-) -> Path:
+def save(folder: Path, step: int, tensors: Tensors, facts: Facts, keep_last: int = 2) -> Path:
     """Write the checkpoint of a step, delete all but `keep_last` up to it; return its path."""
-    path = Path(folder) / f"checkpoint-{step:09d}.safetensors"
+    path = folder / f"checkpoint-{step:09d}.safetensors"
     write(path, tensors, facts)
     # Those of later steps are damaged: `read_latest` skipped them. They do not count.
     for old in [old for old in files(folder) if old <= path][:-keep_last]:
         old.unlink(missing_ok=True)
-    for leftover in Path(folder).glob(".tmp-*"):  # of a process that was killed while it wrote
+    for leftover in folder.glob(".tmp-*"):  # of a process that was killed while it wrote
         leftover.unlink(missing_ok=True)
     return path
 
 
-def read_latest(folder: str | Path) -> tuple[Path, Tensors, dict[str, Any]] | None:
+def read_latest(folder: str | Path) -> tuple[Path, Tensors, Facts] | None:
     """The latest valid checkpoint in a folder, None without any; warns of damaged ones.
 
     Raises ValueError if there are checkpoints, and none is valid.
@@ -118,13 +111,12 @@ def unpack(
 ) -> None:
     """Load what `pack` made. Raises RuntimeError or KeyError if it belongs to another network."""
     tensors = under(f"{name}.", tensors)
-    moments = under("adam.", tensors)
     network.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("adam.")})
     if optimizer is None:
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     slots = {}
-    for key, value in moments.items():
+    for key, value in under("adam.", tensors).items():
         index, slot = key.split(".")
         if value.dim():  # in the memory format of its parameter, as fused Adam requires
             value = torch.empty_like(parameters[int(index)]).copy_(value)
@@ -160,7 +152,7 @@ def read_log(folder: str | Path, kind: str) -> list[dict[str, Any]]:
     return rows
 
 
-def rewrite_log(folder: str | Path, history: History) -> None:
+def rewrite_log(folder: str | Path, history: dict[str, list[dict[str, Any]]]) -> None:
     """Make <folder>/log.jsonl hold the rows of `history` and no others."""
     rows = [{"kind": kind, **row} for kind in history for row in history[kind]]
     with atomic_path(Path(folder) / "log.jsonl") as temporary:

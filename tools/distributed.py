@@ -72,10 +72,6 @@ class Processes:
         network.broadcast_buffers = False
         return network
 
-    def unwrap(self, network: nn.Module) -> nn.Module:
-        """The network without the wrapper of several processes."""
-        return self.accelerator.unwrap_model(network)
-
     def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """The means over processes."""
         return self.accelerator.reduce(values, reduction="mean")
@@ -84,9 +80,8 @@ class Processes:
         """The logical OR of each flag over processes. Costs a round trip."""
         if self.count == 1:
             return list(flags)
-        return (
-            self.accelerator.reduce(torch.tensor(flags, device=self.device).float()) > 0
-        ).tolist()
+        counts = self.accelerator.reduce(torch.tensor(flags, device=self.device).float())
+        return (counts > 0).tolist()
 
     def on_main(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call `function` on the first process; every process gets its result, or its error."""
@@ -105,8 +100,6 @@ class Processes:
 def share_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
     """Let batch norms use the statistics of the whole batch. Raises ValueError on a CPU."""
     if device.type != "cuda":
-        raise ValueError(
-            "several processes need a GPU each: on a CPU start solver.py without a launcher, one "
-            "process uses all cores"
-        )
+        way_out = "on a CPU start solver.py without a launcher, one process uses all cores"
+        raise ValueError(f"several processes need a GPU each: {way_out}")
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)

@@ -9,6 +9,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,8 @@ CAUSES = {  # of errors while reading, beside damage
 def open_image(path: str | Path) -> Image.Image:
     """Decode the file into a PIL image, turned upright by its EXIF orientation; CMYK becomes sRGB.
 
-    Other modes and `info` (ICC profile, resolution) stay. Warns where colours have 16 bits a
-    channel, of which Pillow holds 8: see `open_deep_image`. Raises FileNotFoundError, OSError or
-    ValueError for files that are missing, empty, no image, damaged, animated or too large.
+    Other modes and `info` (ICC profile, resolution) stay. Warns where 16 bits a channel are read
+    as 8. Raises OSError or ValueError for what is missing, no image, damaged, animated, too large.
     """
     image, layout = _decode(path)
     _warn_of_lost_bits(path, image, layout)
@@ -82,8 +82,8 @@ def _decode(path, read_as=None):
                 image.load()
                 return prepare_image(image), layout
     except Image.DecompressionBombError as error:
-        way_out = "raise PIL.Image.MAX_IMAGE_PIXELS before reading it (super_resolve.py --large)"
-        raise ValueError(f"{path}: {error}; cut it or, if you trust it, {way_out}") from error
+        way_out = "cut it or raise PIL.Image.MAX_IMAGE_PIXELS (super_resolve.py --large)"
+        raise ValueError(f"{path}: {error}; {way_out}") from error
     except Exception as error:  # damaged files raise nearly anything, even SyntaxError and KeyError
         damaged = f"damaged or incomplete ({error}); copy or download it again"
         raise OSError(f"{path}: {CAUSES.get(type(error), damaged)}") from error
@@ -117,39 +117,28 @@ def _with_layout(tile, layout):
 
 def prepare_image(image: Image.Image) -> Image.Image:
     """Turn a PIL image upright by its EXIF orientation and convert CMYK to sRGB."""
-    try:
+    with suppress(Exception):  # viewers, too, show an image with unreadable EXIF data as it is
         if image.getexif().get(ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
-    except Exception:  # viewers, too, show an image with unreadable EXIF data as it is
-        pass
-    return _cmyk_to_rgb(image) if image.mode == "CMYK" else image
-
-
-def _cmyk_to_rgb(image):
-    """By the image's ICC profile where it has a usable one, else by Pillow's plain formula."""
+    if image.mode != "CMYK":
+        return image
     if profile := image.info.get("icc_profile"):
-        try:
+        with suppress(ImageCms.PyCMSError, OSError):  # it is damaged, or not for CMYK
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             target = ImageCms.createProfile("sRGB")
             rgb = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
             rgb.info = image.info | rgb.info  # keeps the resolution; the profile is now sRGB's
             return rgb
-        except (ImageCms.PyCMSError, OSError):
-            pass  # a damaged profile, or one that is not for CMYK
-    rgb = image.convert("RGB")
+    rgb = image.convert("RGB")  # by Pillow's plain formula
     rgb.info.pop("icc_profile", None)  # it described CMYK
     return rgb
 
 
 def sixteen_bit_array(image: Image.Image, name: str | Path = "image") -> np.ndarray:
-    """A gray PIL image of mode I;16... or I as uint16 (H, W).
-
-    Raises ValueError for mode F and for values beyond 16 bits, whose range is unknown.
-    """
+    """A gray PIL image of mode I;16... or I as uint16 (H, W); ValueError for an unknown range."""
     values = np.array(image)
     if image.mode == "F" or (values.size and not 0 <= values.min() <= values.max() <= 65535):
-        problem = "floating-point or 32-bit pixels of unknown range"
-        raise ValueError(f"{name}: {problem}; save it with 8 or 16 bits a channel")
+        raise ValueError(f"{name}: 32-bit or floating-point of unknown range; save it as 16 bits")
     return values.astype(np.uint16)
 
 
@@ -172,12 +161,10 @@ def pil_to_array(image: Image.Image, name: str | Path = "image") -> tuple[np.nda
     info = {}
     if image.info.get("icc_profile") and image.mode != "LAB":  # LAB's profile is not RGB's
         info["icc_profile"] = image.info["icc_profile"]
-    try:
+    with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):  # none, or nonsense
         dpi = tuple(float(value) for value in image.info["dpi"])
         if len(dpi) == 2 and all(0 < value < 1e6 for value in dpi):
             info["dpi"] = dpi
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        pass  # none, or nonsense
     return array, info
 
 

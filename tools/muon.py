@@ -19,12 +19,8 @@ class Muon(torch.optim.Adam):
     Muon takes the momentum as a matrix (outputs x inputs and taps) and replaces its singular values
     by about 1. `torch.optim.Muon` takes matrices only, one by one; here those of one shape are
     updated together.
-
-    Args:
-        network: its 4-dimensional weights, without the first and the last, are for Muon, the rest
-            for Adam.
-        lr: Adam's learning rate. fused: see `torch.optim.Adam`.
-        muon_lr: relative to `lr`. At 1 a step's root mean square is 0.2 lr, as Adam's usually is.
+    Muon is for the 4-dimensional weights of `network`, without the first and the last, Adam for the
+    rest. muon_lr: relative to `lr`. At 1 a step's root mean square is 0.2 lr, as Adam's usually is.
     """
 
     MOMENTUM = 0.95

@@ -64,14 +64,13 @@ def open_store(
             if sum(missing) + SPARE_DISK > free:
                 raise OSError(f"{folder}: {need}; delete folders in {cache} that are not in use")
         pixels.touch()
-        crcs = []
-        with open(checksums, "a") as log:
+        with open(checksums, "a", buffering=1) as log:  # each line is written at once
             results = tqdm(pool.map(ensure, range(len(pairs))), "images", len(pairs), delay=2)
             for i, crc in enumerate(results):
-                crcs.append(crc)
                 if crc != done.get(i):
                     log.write(f"{i} {crc:08x}\n")
-                    log.flush()
+                    done[i] = crc
+    crcs = [done[i] for i in range(len(pairs))]
     checksum = hashlib.sha256(str(crcs).encode()).hexdigest()[:16]
     # shared: a private mapping would need as much free memory as the file is large.
     return torch.from_file(str(pixels), True, starts[-1], dtype=torch.uint8), checksum

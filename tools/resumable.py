@@ -1,7 +1,6 @@
 """How a solver is saved and resumed: to the bit, from the latest valid checkpoint.
 
-What is in a checkpoint is said here; how it lies on disk, in `checkpoints.py`; when it is written,
-in `Solver.fit`.
+What a checkpoint holds; `checkpoints.py` says how it lies on disk, `Solver` when it is written.
 """
 
 import json
@@ -34,10 +33,8 @@ class Resumable:
 
     def write(self) -> Path:
         if self.last_checkpoint is None and checkpoints.files(self.folder):
-            raise FileExistsError(
-                f"{self.folder} holds the checkpoints of an earlier training: call resume() before "
-                "fit(), or choose another folder"
-            )
+            way_out = "call resume() before fit(), or choose another folder"
+            raise FileExistsError(f"{self.folder} holds an earlier run's checkpoints: {way_out}")
         tensors, facts = self.state()
         for name, value in tensors.items():
             if value.is_floating_point() and not value.isfinite().all():
@@ -86,13 +83,11 @@ class Resumable:
         if self.is_main:
             with checkpoints.explained(self.folder, self.last_checkpoint):
                 checkpoints.rewrite_log(self.folder, self.history)
-        self.say(
-            f"Resumed from {path.name}: {self.epoch} epochs and {self.batch} batches are done."
-        )
-        if facts["versions"] != self.versions():
-            self.say(
-                f"It may not be bit-identical: {facts['versions']} then, {self.versions()} now."
-            )
+        done = f"{self.epoch} epochs and {self.batch} batches are done"
+        self.say(f"Resumed from {path.name}: {done}.")
+        then, now = facts["versions"], self.versions()
+        if then != now:
+            self.say(f"It may not be bit-identical: {then} then, {now} now.")
         return True
 
     def identity(self) -> dict[str, Any]:
@@ -105,12 +100,10 @@ class Resumable:
 
     def versions(self) -> dict[str, Any]:
         """What, besides the settings, decides how sums are rounded."""
-        return {
-            "torch": torch.__version__,
-            "device": device_name(self.device),
-            "precision": str(self.precision.dtype),
-            "processes": self.processes.count,
-        }
+        return dict(
+            torch=torch.__version__, device=device_name(self.device),
+            precision=str(self.precision.dtype), processes=self.processes.count,
+        )  # fmt: skip
 
     def state(self) -> tuple[checkpoints.Tensors, dict[str, Any]]:
         """All that a run is, as (tensors, facts)."""
@@ -137,8 +130,6 @@ class Resumable:
         checkpoints.unpack(tensors, "ema", self.ema)
         sums = checkpoints.under("sums.", tensors)
         self.sums = {name: value.to(self.device) for name, value in sums.items()}
-        self.first_bad_step.fill_(-1)
-        self.inference = None
         if facts["scaler"]:
             self.precision.scaler.load_state_dict(facts["scaler"])
         self.epoch, self.step, self.seconds = facts["epoch"], facts["step"], facts["seconds"]
@@ -157,7 +148,6 @@ class Resumable:
 
     def diverged(self, what: str, step: int) -> TrainingDiverged:
         return TrainingDiverged(
-            f"{what} is not finite at step {step} (epoch {self.epoch + 1}). No checkpoint contains "
-            "it. Halve learning_rate and build the solver again with allow_changes=True: it "
-            f"resumes from {self.last_checkpoint}."
+            f"{what} is not finite at step {step} (epoch {self.epoch + 1}). Halve learning_rate, "
+            f"rebuild the solver with allow_changes=True: it resumes from {self.last_checkpoint}"
         )

@@ -14,19 +14,13 @@ ORIGINAL_SCALE = 2  # root mean square of the first layer: original about 10, to
 
 
 def load_vgg_weights(features: nn.Sequential, depth: int, weights: str) -> None:
-    """Load the first layers of a VGG network.
+    """Load the first layers of VGG16 or VGG19, numbered as torchvision's `vgg19().features`.
 
-    Args:
-        features: layers, numbered as torchvision's `vgg19().features`.
-        depth: 16 or 19.
-        weights: "torchvision", what its authors trained: a file checkpoints/vgg<depth>*.pth, else
-            the download (about 550 MB, once). "original", Simonyan and Zisserman's own, whose
-            features are larger, so that other content weights belong to them: such a file only.
-            Or the path of any state dict with torchvision's key names.
-
-    Raises:
-        FileNotFoundError: there are none; says what to put where.
-        ValueError: the file lacks layers, holds others, or is no state dict.
+    weights: "torchvision", what its authors trained: a file checkpoints/vgg<depth>*.pth, else the
+    download (about 550 MB, once). "original", Simonyan and Zisserman's own, whose features are
+    larger, so that other content weights belong to them: such a file only. Or the path of any state
+    dict with torchvision's key names. Raises FileNotFoundError if there are none, ValueError if the
+    file lacks layers, holds others, or is no state dict.
     """
     names = [f"features.{name}" for name in features.state_dict()]
     if weights in ("torchvision", "original"):
@@ -49,10 +43,12 @@ def _find(depth, weights, names):
         state = _read(path)
         if not set(names) <= set(state):
             others.append(f"{path.as_posix()} lacks layers")
-        elif _origin(state) == weights:
+            continue
+        size = state["features.0.weight"].float().square().mean().sqrt()
+        origin = "original" if size > ORIGINAL_SCALE else "torchvision"
+        if origin == weights:
             return state
-        else:
-            others.append(f"{path.as_posix()} holds the {_origin(state)} weights")
+        others.append(f"{path.as_posix()} holds the {origin} weights")
     found = f" ({'; '.join(others)})" if others else ""
     way_out = 'The content loss "mse" needs none.'
     if weights == "original":
@@ -70,11 +66,6 @@ def _find(depth, weights, names):
             f"VGG{depth} weights cannot be downloaded ({error}){found}. Put {URLS[depth]} into "
             f"{FOLDER.as_posix()}/. {way_out}"
         ) from error
-
-
-def _origin(state):
-    scale = state["features.0.weight"].float().square().mean().sqrt()
-    return "original" if scale > ORIGINAL_SCALE else "torchvision"
 
 
 def _read(path):
