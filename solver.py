@@ -302,9 +302,6 @@ class Solver(Resumable):
         self.say(f"after epoch {self.epoch}: {psnr}, {ssim} on the validation images (Y)")
 
 
-# --- the stages -----------------------------------------------------------------------------------
-
-
 class PretrainSolver(Solver):
     """SRResNet: the generator alone, by mean squared error (equation 4)."""
 
@@ -357,9 +354,6 @@ class GANSolver(Solver):
             "d_generated": generated.sigmoid().mean(),  # D(G(LR))
             "content_to_adversarial": content.detach() / adversarial.detach().clamp_min(1e-12),
         }
-
-
-# --- a run ----------------------------------------------------------------------------------------
 
 
 def build_solver(

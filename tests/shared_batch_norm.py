@@ -1,7 +1,7 @@
 """Batch norm over several CPU processes, for the tests and the scaling benchmark.
 
-`torch.nn.SyncBatchNorm` does the same, but refuses CPUs. Training on several CPU processes is slower
-than on one with all cores, so the project itself refuses it.
+`torch.nn.SyncBatchNorm` does the same, but refuses CPUs. Training on several CPU processes is
+slower than on one with all cores, so the project itself refuses it.
 """
 
 import torch

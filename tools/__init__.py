@@ -1,1 +1,1 @@
-"""What everybody uses and nobody needs to read to understand SRGAN: one small module for each job."""
+"""What everybody uses and nobody needs to read to understand SRGAN; a module for each job."""

@@ -95,9 +95,6 @@ def read_latest(folder: str | Path) -> tuple[Path, Tensors, Facts] | None:
     return None
 
 
-# --- networks and optimizers in a checkpoint ------------------------------------------------------
-
-
 def pack(name: str, network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Tensors:
     """{"<name>.<key>": tensor} of a network, {"<name>.adam.<index>.<slot>"} of its optimizer."""
     tensors = {f"{name}.{key}": value for key, value in network.state_dict().items()}
@@ -127,9 +124,6 @@ def unpack(
 def under(prefix: str, tensors: Tensors) -> Tensors:
     """The tensors whose names start with a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-# --- the log --------------------------------------------------------------------------------------
 
 
 def log_row(folder: str | Path, kind: str, row: dict[str, Any]) -> None:
