@@ -3,6 +3,7 @@
 import errno
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -103,6 +104,18 @@ def test_sixteen_bits_that_cannot_be_had_are_told(tmp_path):
     assert np.array_equal(
         read_image(tmp_path / "planes.tif"), pixels[:3].astype(np.uint8).transpose(1, 2, 0)
     )
+
+
+def test_sixteen_bits_with_a_transparent_colour_are_read_as_eight_with_it(tmp_path):
+    pixels = np.arange(36, dtype=np.uint16).reshape(3, 4, 3) * 1000
+    write_png(tmp_path / "a.png", [pixels], (3, 4), 3, np.uint16, {})
+    content = (tmp_path / "a.png").read_bytes()
+    chunk = b"tRNS" + struct.pack(">HHH", *pixels[0, 0])
+    chunk = struct.pack(">I", 6) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])  # after the header
+    with pytest.warns(UserWarning, match="16 bits a channel are read as 8"):
+        image, deep = open_deep_image(tmp_path / "a.png")
+    assert deep is None and pil_to_array(image)[0].shape == (3, 4, 4)
 
 
 # --- colours and orientation ---------------------------------------------------------------------
