@@ -102,6 +102,8 @@ def meet_faults_of_one_process(images, folder):
         make("gan", images, folder / "poisoned", patches=8, kind=PoisonsOneProcess).fit()
 
     damaged = make("gan", images, folder / "damaged", patches=8)
+    # On GPUs the two forwards before a backward need this.
+    assert not damaged.networks["discriminator"].broadcast_buffers
     damaged.save()
     if damaged.is_main:
         damaged.last_checkpoint.write_bytes(b"")
