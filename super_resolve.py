@@ -29,11 +29,11 @@ from tools.image_files import open_deep_image, open_image, pil_to_array, write_p
 from utils import SCALE, atomic_path, find_images, pick_device, read_image, to_tensor, write_image
 
 TILE, SMALLEST_TILE = 800, 16  # LR pixels a side; the residual blocks take 0.8 GB for 800
-ENLARGE_TILE = 192  # LR pixels a side, in the second half
+ENLARGE_TILE = 64  # LR pixels a side, in the second half
 BICUBIC_RADIUS = 4  # LR pixels: enlarging has 2, back-projection also reduces: 2 more
 # PyTorch convolves small images (3 x 3 kernels, up to 20,480 input values) with another library,
-# which sums in another order. Padded to so many pixels, a tile of 3 channels or more is not small.
-SMALLEST_PADDED = 96 * 96
+# which sums in another order. So tiles are padded to more input values than that.
+SMALL_CONVOLUTION = 20480
 
 
 def super_resolve(
@@ -124,14 +124,14 @@ def _size(tile):
     return [span.stop - span.start for span in tile]
 
 
-def _pad(tile, margin, bounds):
-    """The tile with `margin` more pixels a side, or more for SMALLEST_PADDED, within `bounds`."""
+def _pad(tile, margin, bounds, least=0):
+    """The tile with `margin` more pixels a side within `bounds`; more, up to `least` pixels."""
     while True:
         padded = tuple(
             slice(max(bound.start, span.start - margin), min(bound.stop, span.stop + margin))
             for span, bound in zip(tile, bounds, strict=True)
         )
-        if padded == bounds or math.prod(_size(padded)) >= SMALLEST_PADDED:
+        if padded == bounds or math.prod(_size(padded)) > least:
             return padded
         margin += 4
 
@@ -228,7 +228,8 @@ def receptive_field_radii(num_blocks: int) -> tuple[int, int]:
 def _network(generator, image, tile, ensemble):
     """The enlarged `tile` of an image (H, W, 1 or 3): float (1 or 3, 4h, 4w), not clamped."""
     features_radius, enlarge_radius = receptive_field_radii(generator.num_blocks)
-    padded = _pad(tile, features_radius + enlarge_radius, _whole(image))
+    least = SMALL_CONVOLUTION // generator.num_channels
+    padded = _pad(tile, features_radius + enlarge_radius, _whole(image), least)
     lr = to_tensor(image[padded]).to(next(generator.parameters())).expand(1, 3, -1, -1)
     sr = torch.zeros(3, *(SCALE * length for length in _size(tile)), device=lr.device)
     views = 8 if ensemble else 1
@@ -236,7 +237,7 @@ def _network(generator, image, tile, ensemble):
         back = view if view >= 4 else -view  # reflections (4 to 7) undo themselves
         features = _turn(extract_features(generator, _turn(lr, view)), back)
         for small in _cut(tile, ENLARGE_TILE, ENLARGE_TILE):
-            small_padded = _pad(small, enlarge_radius, padded)
+            small_padded = _pad(small, enlarge_radius, padded, least)
             part = _turn(features[(..., *_within(small_padded, padded))], view)
             part = _turn(enlarge_features(generator, part), back)[0]
             part = part[(..., *_within(small, small_padded, SCALE))]
