@@ -1,8 +1,6 @@
 """Folders of images -> checked CSV lists of (LR, HR) pairs. Fetches nothing: see tools/download.py.
 
     python create_data_lists.py                     list all sets under data/, into data/lists/
-    python create_data_lists.py my_photos other/HR  list these folders
-    python create_data_lists.py --train my_photos   train on these images
     python create_data_lists.py --download          first fetch the official sets that are missing
     python create_data_lists.py --embedded          list scikit-image's photographs: no download
 

@@ -59,7 +59,7 @@ def _shaved_luma(sr, hr, border, smallest):
     return rgb_to_y(sr)[inside], rgb_to_y(hr)[inside]
 
 
-def lpips_distance(device="cpu") -> Callable[[np.ndarray, np.ndarray], float]:
+def lpips_distance(device: str = "cpu") -> Callable[[np.ndarray, np.ndarray], float]:
     """LPIPS (Zhang et al. 2018, with AlexNet) as f(sr, hr) -> number; lower is more alike.
 
     sr, hr: uint8 RGB (H, W, 3), compared whole and in colour. Raises ImportError with the reason if
@@ -82,7 +82,9 @@ def lpips_distance(device="cpu") -> Callable[[np.ndarray, np.ndarray], float]:
     return distance
 
 
-def evaluate(upscale: Callable, pairs: Iterable, progress=True, extra=None) -> list[dict]:
+def evaluate(
+    upscale: Callable, pairs: Iterable, progress: bool = True, extra: dict | None = None
+) -> list[dict]:
     """Score `upscale`, a function from uint8 (h, w, 3) to uint8 (4h, 4w, 3), on (name, lr, hr).
 
     extra: more columns, {name: f(lr, sr, hr) -> number}. Returns [{"name", "psnr", "ssim", ...}].

@@ -3,6 +3,7 @@
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from IPython.display import Image as NotebookImage
@@ -139,7 +140,7 @@ class LiveView:
         self.crops, self.folder = [middle(lr, hr, size) for _, lr, hr in pairs], folder
         self.places, self.rows_drawn = {}, 0  # output areas of the notebook; rows in the curves
 
-    def __call__(self, solver):
+    def __call__(self, solver: Any) -> None:
         if solver.batch > 0 and len(solver.history["train"]) < 1.02 * self.rows_drawn:
             return  # so few new points are not seen, and drawing them may take longer than steps
         self.rows_drawn = len(solver.history["train"])
@@ -151,7 +152,7 @@ class LiveView:
             if self.folder:
                 write_image(f"{self.folder}/epoch-{solver.epoch:03d}.png", np.asarray(sheet))
 
-    def sheet(self, solver) -> Image.Image:
+    def sheet(self, solver: Any) -> Image.Image:
         """Bicubic, what the generator makes now, and HR side by side; a row for each pair."""
         rows, now = [], f"epoch {solver.epoch}"
         for lr, hr in self.crops:

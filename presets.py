@@ -10,14 +10,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+TEST_SETS = ("Set5", "Set14", "B100", "Urban100", "DIV2K_valid")  # the first one is shown, too
 RUN = dict(  # settings of a whole run
     about="",  # what to expect, in a sentence
     folder="checkpoints/mine",  # checkpoints, logs and generators
     train_list="data/lists/train.csv",
     valid_list="data/lists/valid.csv",
-    test_lists=[
-        f"data/lists/{name}.csv" for name in ("Set5", "Set14", "B100", "Urban100", "DIV2K_valid")
-    ],  # the first one is shown, too
+    test_lists=[f"data/lists/{s}.csv" for s in TEST_SETS],
     results="results",  # tables and pictures
     num_valid_images=3,  # validated after each epoch, never trained on
     seed=0,

@@ -279,7 +279,7 @@ def export_onnx(generator: SRResNet, path: str | Path) -> None:
         torch.onnx.export(generator.eval(), (example,), str(temporary), dynamo=False, **names)
 
 
-def demo(generator, source, target, label, options):
+def _demo(generator, source, target, label, options):
     """Reduce an image file to 1/4, enlarge it again, print scores, save the middle."""
     hr = read_image(source)
     hr = hr[: hr.shape[0] // SCALE * SCALE, : hr.shape[1] // SCALE * SCALE]
@@ -333,7 +333,7 @@ def main(argv: list[str] | None = None) -> int:
             target = Path(args.output, "demo", f"{Path(args.demo).stem}.png")
             if target.exists() and not args.force:
                 raise FileExistsError(f"{target} exists: choose another folder, or --force")
-            demo(generator, args.demo, target, label, options)
+            _demo(generator, args.demo, target, label, options)
         return _enlarge_all(generator, args, options) if args.inputs else 0
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes", file=sys.stderr)

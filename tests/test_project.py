@@ -1,5 +1,6 @@
 """What is committed besides code: notebooks as they were run, results that agree, no models."""
 
+import ast
 import csv
 import json
 import re
@@ -118,3 +119,23 @@ def test_no_model_file_is_tracked():
         pytest.skip("not a git checkout")
     models = (".pt", ".pth", ".ckpt", ".safetensors", ".onnx", ".npz")
     assert not [name for name in listing.stdout.split() if name.endswith(models)]
+
+
+def public_functions(path):
+    """(name, definition) of the functions and methods that a module or a public class offers."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        inside = node.body if isinstance(node, ast.ClassDef) else []
+        for function in [node, *inside]:
+            named = isinstance(function, ast.FunctionDef) and not node.name.startswith("_")
+            if named and (function.name == "__init__" or not function.name.startswith("_")):
+                yield f"{path.name}:{function.lineno} {function.name}", function
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")], ids=str)
+def test_every_public_function_has_type_hints(path):
+    for name, function in public_functions(path):
+        arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+        bare = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+        assert not bare, f"{name}: {bare}"
+        if function.name != "__init__":
+            assert function.returns is not None, name
