@@ -165,28 +165,22 @@ class PatchDataset(Dataset):
 
         Returns float32 RGB in [0, 1], (N, 3, side, side), channels last in memory.
         """
-        # A patch is three numbers: where its first pixel lies in `pixels`, and how far from a pixel
-        # the ones below and to the right of it lie: `width` and 1. A patch that is mirrored begins
-        # at its right edge, and right is -1; one that is upside down begins at its last row, and
-        # below is -width; in a transposed one below and right change places.
         image, top, left, flip = plan.T
         side = self.crop_size // SCALE * scale
         width = self.lr_sizes[image, 1] * scale
-        mirrored, upside_down, transposed = flip & 1, flip >> 1 & 1, flip >> 2
-        y = top * scale + upside_down * (side - 1)
-        x = left * scale + mirrored * (side - 1)
-        start = self.starts[scale][image] + y * width + x
-        below, right = width * (1 - 2 * upside_down), 1 - 2 * mirrored
-        below, right = np.where(transposed, (right, below), (below, right))
-
-        # 32 bits, where they suffice, halve the work; non_blocking: the CPU waits for no GPU.
-        dtype = torch.int32 if len(pixels) < 2**31 else torch.int64
-        table = torch.from_numpy(np.stack([start, below, right])).to(dtype)
-        start, below, right = table.to(pixels.device, non_blocking=True)[:, :, None, None]
-        steps = torch.arange(side, dtype=dtype, device=pixels.device)
-        index = start + below * steps[:, None] + right * steps  # (N, side, side)
-        patches = pixels.index_select(0, index.flatten()).view(*index.shape, 3)
-        return patches.permute(0, 3, 1, 2) / 255
+        start = self.starts[scale][image] + top * scale * width + left * scale
+        # Row i of `runs` is the run of `side` pixels from pixel i on: a view that copies nothing. A
+        # patch is `side` of these rows, a whole image row apart.
+        runs = pixels.as_strided((len(pixels) - side + 1, 3 * side), (3, 1))
+        rows = torch.from_numpy((start[:, None] + width[:, None] * np.arange(side)).ravel())
+        rows = rows.to(pixels.device, non_blocking=True)  # the CPU waits for no GPU
+        patches = runs.index_select(0, rows).view(-1, side, side, 3)
+        flipped = []
+        for patch, bits in zip(patches, flip.tolist(), strict=True):
+            axes = [axis for axis, bit in ((1, 1), (0, 2)) if bits & bit]
+            patch = patch.flip(axes) if axes else patch
+            flipped.append(patch.transpose(0, 1) if bits & 4 else patch)
+        return torch.stack(flipped).permute(0, 3, 1, 2) / 255
 
 
 class PatchLoader:
