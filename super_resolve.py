@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import sys
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -275,7 +276,9 @@ def export_onnx(generator: SRResNet, path: str | Path) -> None:
     axes = {"lr": {0: "N", 2: "h", 3: "w"}, "sr": {0: "N", 2: "4h", 3: "4w"}}
     names = {"input_names": ["lr"], "output_names": ["sr"], "dynamic_axes": axes}
     example = torch.rand(1, 3, 16, 24).to(next(generator.parameters()))
-    with atomic_path(path) as temporary:  # the newer exporter, dynamo=True, needs another package
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        # PyTorch calls this exporter deprecated; the newer one, dynamo=True, needs another package.
+        warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(generator.eval(), (example,), str(temporary), dynamo=False, **names)
 
 
