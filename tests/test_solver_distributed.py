@@ -248,7 +248,7 @@ if os.environ["RANK"] == "1":
 PretrainSolver({{"generator": SRResNet(1, 4)}}, dataset, settings, "run")
 """
     for text, code in run_two("-c", program, folder=tmp_path):
-        assert code == 1 and told in text, text
+        assert code != 0 and told in text, text  # gloo may abort: the group was not destroyed
         assert "ValueError: process 1 must be as process 0, but has" in text
     assert not (tmp_path / "run").exists()
 

@@ -113,7 +113,7 @@ class Processes:
             return [False] * len(flags)
         now = time.monotonic()
         rate = self.calls_between / max(now - self.asked_at, 1e-3)  # calls a second
-        wait = max(1, int(ASK_SECONDS * rate)) if self.is_main else 0
+        wait = max(1, round(ASK_SECONDS * rate)) if self.is_main else 0
         sums = self.accelerator.reduce(torch.tensor([*flags, wait], device=self.device).float())
         *counts, self.calls_between = sums.int().tolist()
         self.calls_left, self.asked_at = self.calls_between - 1, now
