@@ -453,7 +453,8 @@ def main() -> None:
         train(presets.read_settings(arguments.settings), arguments.allow_changes)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    accelerate.PartialState().destroy_process_group()
+    finally:
+        accelerate.PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
