@@ -803,31 +803,6 @@ def test_a_whole_set_is_not_written_to(server):
     assert contents(Path("data")) == IMAGES and not Path("data/.downloads").exists()
 
 
-def test_waiting_for_another_process_is_said(server, monkeypatch):
-    monkeypatch.setattr(module, "LOCK_NOTICE", 0)
-    held, release, said = threading.Event(), threading.Event(), []
-
-    def hold():
-        with module._locked(Path("data/.downloads/lock")):
-            held.set()
-            release.wait(60)
-
-    def say(*words, **_):
-        said.append(" ".join(words))
-        release.set()
-
-    Path("data/.downloads").mkdir(parents=True)
-    monkeypatch.setattr(module, "print", say, raising=False)
-    holder = threading.Thread(target=hold)
-    holder.start()
-    held.wait(60)
-    get(mini(serve(server)))
-    holder.join()
-    assert said[0].startswith(f"waiting for process {os.getpid()} on ")
-    assert str(Path("data/.downloads/lock")) in said[0]
-    assert_whole()
-
-
 def test_a_damaged_manifest_is_an_error_that_names_it(server):
     get(mini(serve(server)))
     Path("data/.downloads/mini.json").write_bytes(b'{"mini_HR')

@@ -477,7 +477,7 @@ def test_a_second_launch_into_one_folder_is_refused(tmp_path, whole):
     with launched(tmp_path, "run") as launcher:
         processes = ranks(tmp_path)
         (text, code), *_ = run_two(__file__, "list.csv", "run", "0", folder=tmp_path)
-        assert code == 1 and f"is being trained by process {processes[0]} on " in text, text
+        assert code == 1 and f"process {processes[0]} on " in text, text
         assert launcher.wait() == 0
     (one, _), (other, _) = last_checkpoint(tmp_path / "run"), last_checkpoint(whole)
     assert not [key for key in one if not torch.equal(one[key], other[key])]

@@ -9,26 +9,24 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import shutil
 import zipfile
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from tools.locks import locked
 from tools.transfer import Unusable, check_space, fetch, open_session
 from utils import atomic_path, read_image
 
 IMAGE_LIMIT = 20_000_000  # bytes; the largest image of the sets has 12.5 million, uncompressed
 ARCHIVE_LIMIT = 2_000_000_000  # bytes, of an archive whose size is not known
-LOCK_NOTICE = 2  # seconds of waiting for another process, before it is said
 CHECKSUMS = Path(__file__).with_name("checksums.txt")  # lines "path (H, W, 3) SHA-256 of pixels"
 
 
@@ -125,7 +123,7 @@ def download(
     failures = []
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with _locked(work / "lock"):
+        with locked(work / "lock", f"is downloading into {data}"):
             missing = [name for name in missing if not is_whole(name, data)]  # even now
             check_space(work, sum(_needed(name, work) for name in missing))
             for name in missing:
@@ -236,23 +234,6 @@ def _read_manifest(name, data):
 def _describe(file):
     content = file.read_bytes()
     return [len(content), f"{zlib.crc32(content):08x}"]
-
-
-@contextmanager
-def _locked(path):
-    """Hold a lock file; a process that waits for it says so, and who holds it."""
-    lock, owner = FileLock(path), path.with_name("lock-owner.txt")
-    try:
-        lock.acquire(timeout=LOCK_NOTICE)
-    except Timeout:
-        who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
-        print(f"waiting for {who}, which is downloading and holds {path}", flush=True)
-        lock.acquire()
-    try:
-        owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
-        yield
-    finally:
-        lock.release()
 
 
 def _needed(name, work):

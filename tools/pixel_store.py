@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from tqdm import tqdm
+
+from tools.locks import locked
 
 SPARE_DISK = 256 * 2**20  # bytes left free beside the store
 
@@ -52,7 +53,10 @@ def open_store(
         return zlib.crc32(block)
 
     # Threads: Pillow, zlib and the disk work while Python does something else.
-    with FileLock(folder / "lock"), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with (
+        locked(folder / "lock", f"is decoding into {folder}"),
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         checksums.touch()
         lines = re.findall(rb"^(\d+) ([0-9a-f]{8})$", checksums.read_bytes(), re.MULTILINE)
         done = {int(i): int(crc, 16) for i, crc in lines}

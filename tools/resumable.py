@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 import presets
 from models import save_generator
 from tools import checkpoints
+from tools.locks import locked
 from utils import device_name
 
 
@@ -29,14 +29,12 @@ class Resumable:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder: no other process may train in it, nor may one have trained since."""
-        lock = FileLock(self.folder / ".lock")
-        try:
+        lock = locked(self.folder / ".lock", f"is training in {self.folder}", wait=False)
+        with contextlib.ExitStack() as stack:
             with checkpoints.explained(self.folder, self.last_checkpoint):
-                self.processes.on_main(checkpoints.acquire, lock)
+                self.processes.on_main(stack.enter_context, lock)
             self.processes.on_main(self.refuse_others)
             yield
-        finally:
-            lock.release()  # does nothing where it is not held
 
     def save(self) -> None:
         """Write the checkpoint and the inference generator. Raises as `fit`."""
