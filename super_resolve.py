@@ -15,6 +15,7 @@ import signal
 import sys
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,9 @@ import plots
 from imresize import imresize
 from metrics import psnr, ssim
 from models import SRResNet, load_generator
+from tools.batch import check_target, make_all, new_file, pipes, plan
 from tools.image_files import open_deep_image, open_image, pil_to_array, write_png
-from utils import SCALE, atomic_path, find_images, pick_device, read_image, to_tensor, write_image
+from utils import SCALE, atomic_path, pick_device, read_image, to_tensor, write_image
 
 TILE, SMALLEST_TILE = 800, 16  # LR pixels a side; the residual blocks take 0.8 GB for 800
 ENLARGE_TILE = 64  # LR pixels a side, in the second half
@@ -282,24 +284,27 @@ def export_onnx(generator: SRResNet, path: str | Path) -> None:
         torch.onnx.export(generator.eval(), (example,), str(temporary), dynamo=False, **names)
 
 
-def _demo(generator, source, target, label, options):
-    """Reduce an image file to 1/4, enlarge it again, print scores, save the middle."""
+def _demo(generator, source, label, options):
+    """Reduce an image file to 1/4, enlarge it again, print scores; the middle side by side."""
     hr = read_image(source)
     hr = hr[: hr.shape[0] // SCALE * SCALE, : hr.shape[1] // SCALE * SCALE]
     lr = imresize(hr, 1 / SCALE)
     images = {"bicubic": imresize(lr, SCALE), label: super_resolve(generator, lr, **options)}
     for name, sr in images.items():
         print(f"{name:>10}: {psnr(sr, hr):.2f} dB, SSIM {ssim(sr, hr):.4f} (Y, border 4)")
-    write_image(target, np.asarray(plots.strip(images, hr, plots.middle_box(hr, 480))))
-    print(f"the middle side by side: {target}")
+    return np.asarray(plots.strip(images, hr, plots.middle_box(hr, 480)))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 if anything failed, 130 if stopped."""
-    parser = argparse.ArgumentParser(description="Enlarge images 4 times into PNG files NAME.png.")
+def _arguments(argv):
+    parser = argparse.ArgumentParser(description="Enlarge images 4 times into files NAME.png.")
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="IMAGE", help="image files, and folders of them")
-    add("-o", "--output", default="super_resolved", metavar="FOLDER", help="default: %(default)s")
+    add("inputs", nargs="*", metavar="IMAGE", help="image files, folders of them, - for stdin")
+    output_help = "default: %(default)s; - is stdout, for one image"
+    add("-o", "--output", default="super_resolved", metavar="FOLDER", help=output_help)
+    add("--recursive", action="store_true", help="also the subfolders of folders")
+    formats = ("png", "jpg", "webp", "avif", "tiff")
+    add("--format", choices=formats, default="png", help="of the results; default: %(default)s")
+    add("--quality", type=int, metavar="1-100", help="of the results in jpg, webp and avif")
     add("--method", choices=("srgan", "srresnet", "bicubic"), default="srgan")
     add("--weights", metavar="FILE", help="default: the newest checkpoints/**/METHOD.safetensors")
     add("--device", help="cuda, mps or cpu; default: the best there is")
@@ -310,68 +315,79 @@ def main(argv: list[str] | None = None) -> int:
     add("--large", action="store_true", help="also read images of more than 179 megapixels")
     add("--demo", metavar="IMAGE", help="reduce this image to 1/4, enlarge it again and score it")
     add("--export", metavar="FILE.onnx", help="write the generator as ONNX")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if not (args.inputs or args.demo or args.export):
         parser.error("name images or folders to enlarge, or --demo IMAGE, or --export FILE.onnx")
     if args.export and args.method == "bicubic":
         parser.error("bicubic has no network to export")
-    if args.large:
-        Image.MAX_IMAGE_PIXELS = None
+    if args.quality is not None and not (
+        1 <= args.quality <= 100 and args.format in ("jpg", "webp", "avif")
+    ):
+        parser.error("--quality is 1 to 100 and goes with --format jpg, webp or avif")
+    if args.output == "-" and (args.demo or not args.inputs):
+        parser.error("-o - is for one image to enlarge")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 if anything failed, 130 if stopped."""
+    args = _arguments(argv)
     sys.stdout.reconfigure(errors="replace")  # for names that the terminal cannot show
     try:
-        generator, label, device = None, args.method, pick_device(args.device)
-        if args.method != "bicubic":
-            pattern = f"checkpoints/**/{args.method}.safetensors"
-            newest = max(Path().glob(pattern), key=os.path.getmtime, default=pattern)
-            weights = args.weights or newest  # if there is none, `load_generator` says what to do
-            generator, label = load_generator(weights, device), Path(weights).stem
-            print(f"{weights} on {device}")
-        options = {name: getattr(args, name) for name in ("tile", "ensemble", "back_projection")}
-        if args.export:
-            if Path(args.export).exists() and not args.force:
-                raise FileExistsError(f"{args.export} exists: choose another name, or --force")
-            export_onnx(generator, args.export)
-            print(f"wrote {args.export}")
-        if args.demo:
-            target = Path(args.output, "demo", f"{Path(args.demo).stem}.png")
-            if target.exists() and not args.force:
-                raise FileExistsError(f"{target} exists: choose another folder, or --force")
-            _demo(generator, args.demo, target, label, options)
-        return _enlarge_all(generator, args, options) if args.inputs else 0
+        with pipes(args.inputs, args.output) as (inputs, output):
+            return _run(args, inputs, output)
     except KeyboardInterrupt:
-        print("\nstopped; the same command resumes", file=sys.stderr)
+        without = " without --force" if args.force else ""
+        print(f"\nstopped; the same command{without} resumes", file=sys.stderr)
         return 130
     except (OSError, ValueError, ImportError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _enlarge_all(generator, args, options):
-    """Enlarge all inputs into the output folder, going on after failures; returns 1 after any."""
-    sources = find_images(args.inputs)
-    originals = {source.resolve() for source in sources}
-    made, skipped, failed, taken = 0, 0, 0, {}
-    for number, source in enumerate(sources, start=1):
-        print(f"[{number}/{len(sources)}] {source}")
-        target = Path(args.output, f"{source.stem}.png")
-        try:
-            if target.resolve() in originals:
-                raise ValueError(f"{target} would replace an original; choose another -o FOLDER")
-            if taken.setdefault(target, source) != source:
-                raise ValueError(f"{target} is that of {taken[target]}; choose another -o FOLDER")
-            if target.exists() and not args.force:
-                print(f"  {target} exists, skipped (--force replaces it)")
-                skipped += 1
-            else:
-                super_resolve_file(generator, source, target, **options)
-                made += 1
-        except (OSError, ValueError, MemoryError) as error:
-            print(f"  failed: {source}:", str(error).removeprefix(f"{source}: "), file=sys.stderr)
-            failed += 1
-    print(f"{made} enlarged, {skipped} skipped, {failed} failed, in {args.output}")
-    return min(failed, 1)
+def _run(args, inputs, output):
+    """All that the arguments ask for, once it is sure that no write lands on an original."""
+    if args.large:
+        Image.MAX_IMAGE_PIXELS = None
+    generator, label, weights = None, args.method, None
+    if args.method != "bicubic":
+        pattern = f"checkpoints/**/{args.method}.safetensors"
+        newest = max(Path().glob(pattern), key=os.path.getmtime, default=pattern)
+        weights = args.weights or newest  # if there is none, `load_generator` says what to do
+    keep = [path for path in (weights, args.demo) if path]
+    suffix = f".{args.format}"
+    results, originals, passed_over = plan(inputs, output, suffix, args.recursive, keep)
+    if args.output == "-" and len(results) > 1:
+        raise ValueError(f"-o - is for one image, not for {len(results)}; choose -o FOLDER")
+    demo = output / "demo" / f"{Path(args.demo).stem}.png" if args.demo else None
+    for target in filter(None, (args.export, demo)):
+        check_target(target, originals, args.force)
+
+    device = pick_device(args.device)
+    if weights:
+        generator, label = load_generator(weights, device), Path(weights).stem
+        print(f"{weights} on {device}")
+    options = {name: getattr(args, name) for name in ("tile", "ensemble", "back_projection")}
+    if args.export:
+        with new_file(args.export, originals, args.force) as temporary:
+            export_onnx(generator, temporary)
+        print(f"wrote {args.export}")
+    if demo:
+        sheet = _demo(generator, args.demo, label, options)
+        with new_file(demo, originals, args.force) as temporary:
+            write_image(temporary, sheet)
+        print(f"the middle side by side: {demo}")
+    for line in passed_over:
+        print(line)
+    if args.quality:
+        options["quality"] = args.quality
+    enlarge = partial(super_resolve_file, generator, **options)
+    return min(1, make_all(results, enlarge, originals, args.force))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidy up as after Ctrl-C
+    for name in ("SIGTERM", "SIGHUP"):  # tidy up as after Ctrl-C
+        number = getattr(signal, name, None)  # Windows has no SIGHUP; under `nohup` it is ignored
+        if number and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     sys.exit(main())

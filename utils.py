@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tools.image_files import IMAGE_SUFFIXES, open_image, sixteen_bit_array
+from tools.image_files import open_image, sixteen_bit_array
 
 SCALE = 4  # HR is 4 times as high and as wide as LR
 
@@ -97,21 +97,6 @@ def read_image(path: str | Path) -> np.ndarray:
         return np.repeat(gray[..., None], 3, axis=2)
     # Through RGBA: transparent palettes and premultiplied alpha have no direct way to RGB.
     return np.array(image.convert("RGBA").convert("RGB"))
-
-
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The files in `paths` and the images directly in its folders; ValueError if one has none."""
-    images = []
-    for path in map(Path, paths):
-        files = [path]  # whether it is an image shows when it is opened
-        if path.is_dir():
-            files = [file for file in sorted(path.glob("[!.]*")) if file.is_file()]
-            files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-        if not files:
-            raise ValueError(f"{path}: no images in this folder; name its subfolders themselves")
-        images += files
-    # Each once; a link and what it points to are two names.
-    return list({path.parent.resolve() / path.name: path for path in images}.values())
 
 
 def write_image(path: str | Path, array: np.ndarray) -> None:

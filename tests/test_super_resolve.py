@@ -1,12 +1,9 @@
-"""Tiles against the whole image, to the bit; image files sound and damaged; the command line."""
+"""Tiles against the whole image, to the bit; image files sound and damaged; ONNX."""
 
 import copy
-import errno
 import io
-import os
 import random
 import struct
-import subprocess
 import sys
 import zlib
 
@@ -18,7 +15,7 @@ from skimage import data
 
 import super_resolve as module
 from imresize import imresize
-from models import SRResNet, save_generator
+from models import SRResNet
 from super_resolve import back_project, super_resolve, super_resolve_file
 from tools.acceleration import speed_up
 from tools.image_files import write_png
@@ -616,195 +613,6 @@ def test_a_file_takes_a_strip_at_a_time(tiny, tmp_path, monkeypatch):
     assert np.array_equal(read_image(tmp_path / "out.png"), whole(tiny, photo(100, 40)))
 
 
-# --- command line --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path, tiny, monkeypatch):
-    """A current folder with weights, two images, a damaged one, and a file that is no image."""
-    monkeypatch.chdir(tmp_path)
-    save_generator("checkpoints/some preset/srgan.safetensors", tiny)
-    os.makedirs("照片 1/empty")
-    Image.fromarray(photo(20, 30)).save("照片 1/a.jpg")
-    Image.fromarray(photo(30, 20)).save("照片 1/b.png")
-    with open("照片 1/c.png", "wb") as file:
-        file.write(encode(Image.fromarray(photo(30, 20)), "PNG")[:200])
-    with open("照片 1/notes.txt", "w") as file:
-        file.write("no image")
-    return tmp_path
-
-
-def test_the_command_line_back_projects_when_asked(folder, tiny):
-    command = ["照片 1/b.png", "-o", "out", "--back-projection", "--device", "cpu"]
-    assert module.main(command) == 0
-    assert np.array_equal(read_image("out/b.png"), whole_back_projected(tiny, photo(30, 20)))
-
-
-def test_the_command_line_goes_on_and_sums_up(folder, tiny, capsys):
-    assert (
-        module.main(["照片 1", "照片 1/a.jpg", "-o", "out", "--device", "cpu"]) == 1
-    )  # a.jpg is named twice
-    printed = capsys.readouterr()
-    assert "2 enlarged, 0 skipped, 1 failed" in printed.out and "c.png" in printed.err
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "b.png"]
-    assert np.array_equal(read_image("out/b.png"), whole(tiny, photo(30, 20)))
-
-    (folder / "out" / "a.png").unlink()
-    (folder / "out" / "b.png").write_bytes(b"mine")
-    assert module.main(["照片 1/a.jpg", "照片 1/b.png", "-o", "out"]) == 0
-    assert "1 enlarged, 1 skipped, 0 failed" in capsys.readouterr().out
-    assert (folder / "out" / "b.png").read_bytes() == b"mine"
-
-    assert module.main(["照片 1/b.png", "-o", "out", "--force", "--ensemble", "--tile", "16"]) == 0
-    assert np.array_equal(
-        read_image("out/b.png"),
-        super_resolve(tiny, photo(30, 20), tile=16, ensemble=True, progress=False),
-    )
-    assert module.main(["照片 1/b.png", "-o", "plain", "--method", "bicubic"]) == 0
-    assert np.array_equal(read_image("plain/b.png"), imresize(photo(30, 20), 4))
-
-
-def test_names_of_every_kind(folder, tiny, capsys):
-    (folder / "in").mkdir()
-    (folder / "照片 1" / "b.png").rename(folder / "in" / "B.1.PNG")
-    os.symlink("B.1.PNG", folder / "in" / "link.png")  # a name of its own
-    os.symlink("nowhere.png", folder / "in" / "broken.png")
-    (folder / "in" / "folder.png").mkdir()
-    (folder / "in" / ".hidden.png").write_bytes(b"a program's own")
-    os.symlink("in", folder / "other")
-    assert (
-        module.main(["in", "other", "in/../in/B.1.PNG", "-o", "结果 1/二"]) == 0
-    )  # all the same two
-    assert "2 enlarged, 0 skipped, 0 failed" in capsys.readouterr().out
-    assert sorted(path.name for path in (folder / "结果 1" / "二").iterdir()) == [
-        "B.1.png",
-        "link.png",
-    ]
-    assert module.main(["in/broken.png"]) == 1
-    assert "broken.png: no such file" in capsys.readouterr().err
-    # A result that would replace what a link among the inputs points to.
-    (folder / "out").mkdir()
-    os.symlink("../in/B.1.PNG", folder / "out" / "c.png")
-    assert module.main(["out/c.png", "-o", "out", "--force"]) == 1
-    assert "would replace an original" in capsys.readouterr().err
-
-
-def test_an_image_beyond_pillows_limit_is_read_when_asked_for(folder, monkeypatch, capsys):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # put back after the test
-    assert module.main(["照片 1/b.png", "-o", "out"]) == 1
-    assert "--large" in capsys.readouterr().err
-    assert module.main(["照片 1/b.png", "-o", "out", "--large"]) == 0
-    assert read_image("out/b.png").shape == (120, 80, 3)
-
-
-def test_names_that_the_terminal_cannot_show(folder, monkeypatch):
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    assert module.main(["照片 1", "-o", "out", "--method", "bicubic"]) == 1
-    assert len(list((folder / "out").iterdir())) == 2
-    sys.stdout.flush()
-    assert b"?? 1/a.jpg" in sys.stdout.buffer.getvalue()
-
-
-def test_a_full_disk_fails_one_image_and_leaves_nothing(folder, tiny, monkeypatch, capsys):
-    calls = []
-
-    def full(path, strips, *arguments):
-        write_png(path, strips, *arguments)
-        calls.append(path)
-        if len(calls) == 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(module, "write_png", full)
-    assert module.main(["照片 1/a.jpg", "照片 1/b.png", "-o", "out"]) == 1
-    printed = capsys.readouterr()
-    assert "照片 1/a.jpg: [Errno 28] No space left on device" in printed.err
-    assert "1 enlarged, 0 skipped, 1 failed" in printed.out
-    assert [path.name for path in (folder / "out").iterdir()] == ["b.png"]
-
-
-def test_an_output_folder_that_is_a_file_is_named(folder, capsys):
-    (folder / "file").write_text("no folder")
-    assert module.main(["照片 1/a.jpg", "-o", "file"]) == 1
-    assert "File exists: 'file'" in capsys.readouterr().err
-
-
-def test_ended_from_outside_it_tidies_up(folder):
-    Image.fromarray(photo(500, 500)).resize((3000, 3000)).save("large.png")
-    command = [sys.executable, module.__file__, "large.png", "-o", "out", "--tile", "200"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    printed = b""
-    try:
-        while b"px" not in printed:  # the progress bar: the file is open
-            printed += process.stderr.read(1)
-            assert process.poll() is None, printed
-        assert len(list((folder / "out").iterdir())) == 1
-        process.terminate()
-        process.communicate()
-    finally:
-        process.kill()
-    if sys.platform != "win32":  # there it is killed at once
-        assert process.returncode == 130
-        assert not any((folder / "out").iterdir())
-
-
-def test_originals_are_never_replaced(folder, capsys):
-    before = (folder / "照片 1" / "b.png").read_bytes()
-    assert module.main(["照片 1/b.png", "-o", "照片 1", "--force", "--method", "bicubic"]) == 1
-    assert (folder / "照片 1" / "b.png").read_bytes() == before
-    assert "would replace an original" in capsys.readouterr().err
-
-
-def test_two_inputs_never_share_a_result(folder, capsys):
-    Image.fromarray(photo(5, 5)).save("a.webp")
-    assert module.main(["照片 1/a.jpg", "a.webp", "-o", "out", "--method", "bicubic"]) == 1
-    assert "is that of" in capsys.readouterr().err
-    assert read_image("out/a.png").shape == (80, 120, 3)
-
-
-def test_what_is_missing_is_said(folder, capsys):
-    assert module.main(["照片 1/a.jpg", "--method", "srresnet"]) == 1
-    assert "srresnet.safetensors" in capsys.readouterr().err
-    assert module.main(["照片 1/a.jpg", "--weights", "照片 1/notes.txt"]) == 1
-    assert "notes.txt" in capsys.readouterr().err
-    assert module.main(["nowhere.png"]) == 1
-    assert "nowhere.png: no such file" in capsys.readouterr().err
-    assert module.main(["照片 1/a.jpg", "照片 1/empty"]) == 1
-    assert "empty: no images" in capsys.readouterr().err
-    assert module.main(["照片 1/a.jpg", "--tile", "0"]) == 1
-    assert "tile is a whole number" in capsys.readouterr().err
-    assert module.main(["照片 1/a.jpg", "--device", "nonsense"]) == 1
-    assert "'nonsense' cannot be used" in capsys.readouterr().err
-    for wrong in ([], ["--export", "a.onnx", "--method", "bicubic"]):
-        with pytest.raises(SystemExit):
-            module.main(wrong)
-
-
-def test_stopping_says_how_to_go_on(folder, monkeypatch, capsys):
-    def stop(*arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "_enlarge", stop)
-    assert module.main(["照片 1/a.jpg", "-o", "out"]) == 130
-    assert "the same command resumes" in capsys.readouterr().err
-    assert not any((folder / "out").iterdir())
-
-
-def test_demo_reduces_enlarges_and_scores(folder, capsys):
-    Image.fromarray(photo(101, 130)).save("original.png")
-    assert module.main(["--demo", "original.png", "-o", "out"]) == 0
-    printed = capsys.readouterr().out
-    assert "bicubic" in printed and "srgan" in printed and printed.count("dB") == 2
-    assert read_image("out/demo/original.png").shape[0] > 100
-    (folder / "out" / "demo" / "original.png").write_bytes(b"mine")
-    command = ["--demo", "original.png", "-o", "out", "--method", "bicubic"]
-    assert module.main(command) == 1
-    assert "exists" in capsys.readouterr().err
-    assert (folder / "out" / "demo" / "original.png").read_bytes() == b"mine"
-    assert module.main([*command, "--force"]) == 0
-    assert read_image("out/demo/original.png").shape[0] > 100
-
-
 # --- ONNX ----------------------------------------------------------------------------------------
 
 
@@ -823,14 +631,6 @@ def test_onnx_agrees_with_pytorch(tmp_path, generator):
         with torch.inference_mode():
             expected = generator(lr).numpy()
         assert np.abs(session.run(["sr"], {"lr": lr.numpy()})[0] - expected).max() < 1e-5
-
-
-def test_the_command_line_exports(folder, capsys):
-    pytest.importorskip("onnx")
-    assert module.main(["--export", "out/generator.onnx"]) == 0
-    assert (folder / "out" / "generator.onnx").stat().st_size > 1000
-    assert module.main(["--export", "out/generator.onnx"]) == 1
-    assert "exists" in capsys.readouterr().err
 
 
 def test_a_missing_onnx_is_named(generator, tmp_path, monkeypatch):
