@@ -28,7 +28,7 @@ from imresize import imresize
 from metrics import psnr, ssim
 from models import SRResNet, load_generator
 from tools.batch import check_target, make_all, new_file, pipes, plan
-from tools.image_files import open_deep_image, open_image, pil_to_array, write_png
+from tools.image_files import pil_to_array, read_picture, write_picture
 from utils import SCALE, atomic_path, pick_device, read_image, to_tensor, write_image
 
 TILE, SMALLEST_TILE = 800, 16  # LR pixels a side; the residual blocks take 0.8 GB for 800
@@ -68,47 +68,62 @@ def super_resolve(
     Raises TypeError or ValueError for what is no such image and for a network whose output is not
     finite, OSError for an unreadable file, MemoryError if not even the smallest tile fits.
     """
-    opened = open_image(image) if isinstance(image, (str, Path)) else image
-    pixels, info = _to_pixels(opened, name=image)
+    if isinstance(image, (str, Path)):
+        pixels, info = read_picture(image)
+    elif isinstance(image, Image.Image):
+        pixels, info = pil_to_array(image, "the PIL image")
+    else:
+        pixels, info = image, None
+    pixels = _checked(pixels)
     strips = _strips(generator, pixels, tile, ensemble, back_projection, progress)
     enlarged = np.concatenate(list(strips))
     if info is None:
         return enlarged if image.ndim == 3 else enlarged[..., 0]
+    if enlarged.dtype == np.uint16 and enlarged.shape[2] > 1:
+        warnings.warn("16 bits a channel are returned as 8, Pillow's limit", stacklevel=2)
+        enlarged = ((enlarged.astype(np.uint32) + 128) // 257).astype(np.uint8)
     result = Image.fromarray(enlarged if enlarged.shape[2] > 1 else enlarged[..., 0])
-    result.info.update(info)
+    result.info.update(_enlarged_info(info))
     return result
 
 
 def super_resolve_file(
-    generator: SRResNet | None, source: str | Path, target: str | Path, **options: object
+    generator: SRResNet | None,
+    source: str | Path,
+    target: str | Path,
+    *,
+    quality: int | None = None,
+    **options: object,
 ) -> None:
-    """Enlarge the image file `source` into the PNG file `target`; `options` as of `super_resolve`.
+    """Enlarge the image file `source` into `target`; `options` as of `super_resolve`.
 
-    Takes about 1 GB beside the decoded source and a strip of tiles. 16-bit colours stay 16-bit.
+    The suffix of `target` says the format: .png, .jpg, .webp, .avif or .tif; `quality`, 1 to 100,
+    is of .jpg, .webp and .avif. 16 bits, profile, EXIF and XMP data are kept where the format can.
+    Takes about 1 GB beside the decoded source and a strip of tiles. Raises as `super_resolve` does.
     """
-    image, deep = open_deep_image(source)
-    pixels, info = _to_pixels(image, source)
-    pixels = pixels if deep is None else deep
+    pixels, info = read_picture(source)
+    pixels = _checked(pixels)
     size = [SCALE * length for length in pixels.shape[:2]]
     with atomic_path(target) as temporary:
         strips = _strips(generator, pixels, **options)
-        write_png(temporary, strips, size, pixels.shape[2], pixels.dtype, info)
+        info = _enlarged_info(info)
+        write_picture(temporary, strips, size, pixels.shape[2], pixels.dtype, info, quality)
 
 
-def _to_pixels(image, name):
-    """An array or a PIL image as an array (H, W, C), and the PIL image's profile and 4 x dpi."""
-    array, info = image, None
-    if isinstance(image, Image.Image):
-        array, info = pil_to_array(image, name)
-        if "dpi" in info:  # it shall be printed at the same size
-            info["dpi"] = tuple(SCALE * value for value in info["dpi"])
+def _enlarged_info(info):
+    """Of the enlarged image: it shall be printed at the same size."""
+    return {**info, "dpi": tuple(SCALE * value for value in info.get("dpi", (72, 72)))}
+
+
+def _checked(array):
+    """An array of pixels as (H, W, C)."""
     accepted = "accepted are uint8 and uint16 arrays (H, W) or (H, W, 1 to 4), PIL images and paths"
     if not isinstance(array, np.ndarray) or array.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"the image is {getattr(array, 'dtype', type(array).__name__)}; {accepted}")
     pixels = array[..., None] if array.ndim == 2 else array
     if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[2] > 4:
         raise ValueError(f"the image has shape {array.shape}; {accepted}, none of them empty")
-    return pixels, info
+    return pixels
 
 
 # A tile is a pair of slices, rows and columns, in LR pixels of the whole image.
@@ -356,7 +371,7 @@ def _run(args, inputs, output):
         weights = args.weights or newest  # if there is none, `load_generator` says what to do
     keep = [path for path in (weights, args.demo) if path]
     suffix = f".{args.format}"
-    results, originals, passed_over = plan(inputs, output, suffix, args.recursive, keep)
+    results, originals = plan(inputs, output, suffix, args.recursive, keep)
     if args.output == "-" and len(results) > 1:
         raise ValueError(f"-o - is for one image, not for {len(results)}; choose -o FOLDER")
     demo = output / "demo" / f"{Path(args.demo).stem}.png" if args.demo else None
@@ -377,8 +392,6 @@ def _run(args, inputs, output):
         with new_file(demo, originals, args.force) as temporary:
             write_image(temporary, sheet)
         print(f"the middle side by side: {demo}")
-    for line in passed_over:
-        print(line)
     if args.quality:
         options["quality"] = args.quality
     enlarge = partial(super_resolve_file, generator, **options)

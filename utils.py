@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tools.image_files import open_image, sixteen_bit_array
+from tools.image_files import naming, open_image, sixteen_bit_array
 
 SCALE = 4  # HR is 4 times as high and as wide as LR
 
@@ -90,13 +90,14 @@ def read_image(path: str | Path) -> np.ndarray:
     8, alpha is dropped. Raises what `tools.image_files.open_image` raises, and ValueError for
     floating-point and 32-bit images, whose range is unknown.
     """
-    image = open_image(path)
-    if image.mode[0] in "IF":
-        values = sixteen_bit_array(image, path).astype(np.uint32)
-        gray = ((values + 128) // 257).astype(np.uint8)  # 257 = 65535 / 255; + 128 rounds
-        return np.repeat(gray[..., None], 3, axis=2)
-    # Through RGBA: transparent palettes and premultiplied alpha have no direct way to RGB.
-    return np.array(image.convert("RGBA").convert("RGB"))
+    with naming(path):
+        image = open_image(path)
+        if image.mode[0] in "IF":
+            values = sixteen_bit_array(image, path).astype(np.uint32)
+            gray = ((values + 128) // 257).astype(np.uint8)  # 257 = 65535 / 255; + 128 rounds
+            return np.repeat(gray[..., None], 3, axis=2)
+        # Through RGBA: transparent palettes and premultiplied alpha have no direct way to RGB.
+        return np.array(image.convert("RGBA").convert("RGB"))
 
 
 def write_image(path: str | Path, array: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import sys
 import unicodedata
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -27,8 +28,8 @@ def plan(
     suffix: str = ".png",
     recursive: bool = False,
     keep: Iterable[str | Path] = (),
-) -> tuple[dict[Path, Path], set[tuple], list[str]]:
-    """({image file: file of its result}, originals, lines that say what was passed over).
+) -> tuple[dict[Path, Path], set[tuple]]:
+    """({image file: file of its result}, originals); prints what is passed over in folders.
 
     paths: files, folders and patterns like "*.jpg". A result has the image's name and `suffix`;
     with `recursive` it lies in the same subfolder. Where several images have one name, folder or
@@ -38,7 +39,7 @@ def plan(
     Raises ValueError for a folder without images, and where results would replace originals or
     would be found as images by the next run.
     """
-    images, searched, passed_over = _find_images(paths, output, recursive)
+    images, searched = _find_images(paths, output, recursive)
     names = _names(images, suffix)
     for folder in {output / folder for name in names.values() for folder in name.parents}:
         if searched & identities([folder]):
@@ -49,15 +50,15 @@ def plan(
         # The plain name too: if it is an image's, that one may be the result of an earlier run.
         check_target(output / _name(image, root, suffix, level=0), originals)
         check_target(output / names[image], originals)
-    return {image: output / name for image, name in names.items()}, originals, passed_over
+    return {image: output / name for image, name in names.items()}, originals
 
 
 def _find_images(paths, output, recursive):
-    """{image: the folder below which it keeps its place}, folders searched, what was passed over.
+    """{image: the folder below which it keeps its place} and the `identities` of those searched.
 
     Each image once; a link and what it points to are two.
     """
-    images, searched, passed_over = {}, set(), []
+    images, searched = {}, set()
     for path in [match for name in paths for match in _expand(name)]:
         root, found = path.parent, [path]  # whether it is an image shows when it is opened
         if os.path.isdir(path):
@@ -66,10 +67,11 @@ def _find_images(paths, output, recursive):
             if not found:
                 raise ValueError("; ".join([f"{path}: no images in this folder", *lines]))
             searched |= identities(folders)
-            passed_over += [f"{path}: {line}" for line in lines]
+            for line in lines:
+                print(f"{path}: {line}")
         for image in found:
             images.setdefault((os.path.realpath(image.parent), image.name), (image, root))
-    return dict(images.values()), searched, passed_over
+    return dict(images.values()), searched
 
 
 def _expand(path):
@@ -114,7 +116,7 @@ def _why_not(folder, output, recursive):
         return "--recursive takes them"
     if identities([folder]) & identities([output]):
         return "the output folder"
-    if Path(os.path.realpath(folder.parent)).is_relative_to(os.path.realpath(folder)):
+    if identities([folder]) & identities(folder.absolute().parents):
         return "a link to a folder above"
     return None
 
@@ -160,16 +162,20 @@ def make_all(
             print("  exists, skipped (--force replaces it)")
             skipped += 1
             continue
-        try:
-            with new_file(target, originals, replace) as temporary:
-                make(image, temporary)
-            made += 1
-        except Exception as error:  # a decoder's, or a mistake in here
-            cause = str(error).removeprefix(f"{image}: ")
-            if not cause or not isinstance(error, (OSError, ValueError, MemoryError)):
-                cause = f"{type(error).__name__}: {cause}".removesuffix(": ")
-            print(f"  failed: {image}: {cause}", file=sys.stderr)
-            failed += 1
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)  # for each image, not for the first one
+            try:
+                with new_file(target, originals, replace) as temporary:
+                    make(image, temporary)
+                made += 1
+            except Exception as error:  # a decoder's, or a mistake in here
+                cause = str(error).removeprefix(f"{image}: ")
+                if not cause or not isinstance(error, (OSError, ValueError, MemoryError)):
+                    cause = f"{type(error).__name__}: {cause}".removesuffix(": ")
+                print(f"  failed: {image}: {cause}", file=sys.stderr)
+                failed += 1
+        for warning in caught:
+            print(f"  warning: {str(warning.message).removeprefix(f'{image}: ')}", file=sys.stderr)
     if results:
         print(f"{made} enlarged, {skipped} skipped, {failed} failed")
     return failed
