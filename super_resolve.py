@@ -392,9 +392,7 @@ def _run(args, inputs, output):
         with new_file(demo, originals, args.force) as temporary:
             write_image(temporary, sheet)
         print(f"the middle side by side: {demo}")
-    if args.quality:
-        options["quality"] = args.quality
-    enlarge = partial(super_resolve_file, generator, **options)
+    enlarge = partial(super_resolve_file, generator, quality=args.quality, **options)
     return min(1, make_all(results, enlarge, originals, args.force))
 
 
