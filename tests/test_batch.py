@@ -176,6 +176,14 @@ def test_images_that_share_folder_and_name_get_different_results_in_any_order():
     assert results("q/x/a.png", "p/x/a.png", "q/x/b.png") == first
 
 
+@posix
+def test_a_link_of_the_same_folder_and_name_gets_a_result_of_its_own():
+    make("p/x/a.png")
+    Path("q/x").mkdir(parents=True)
+    os.symlink(Path("p/x/a.png").absolute(), "q/x/a.png")
+    assert len(set(results("p/x", "q/x").values())) == 2
+
+
 def test_images_of_one_name_in_two_trees_keep_their_subfolder():
     make("one/sub/a.png", "two/sub/a.png", "two/a.png")
     assert results("one", "two", recursive=True) == {

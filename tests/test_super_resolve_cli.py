@@ -233,6 +233,7 @@ def test_stdin_is_one_of_the_inputs_and_stdout_is_for_one_image(folder, monkeypa
         "--weights g.safetensors --export in/../g.safetensors",
         "in/a.png -o new --weights g.safetensors --export in/a.png",
         "--weights g.safetensors --demo out/demo/x.png -o out",
+        "--weights g.safetensors --demo out/demo/x.png -o out --export new.onnx",
         "in/a.png -o new --weights g.safetensors --demo out/demo/x.png --export out/demo/x.png",
     ],
 )

@@ -70,8 +70,13 @@ def _find_images(paths, output, recursive):
             for line in lines:
                 print(f"{path}: {line}")
         for image in found:
-            images.setdefault((os.path.realpath(image.parent), image.name), (image, root))
+            images.setdefault(_place(image), (image, root))
     return dict(images.values()), searched
+
+
+def _place(image):
+    """The path of a file by which it is counted once, and a link to it as another one."""
+    return os.path.join(os.path.realpath(image.parent), image.name)
 
 
 def _expand(path):
@@ -140,8 +145,8 @@ def _name(image, root, suffix, level):
     folder = Path(os.path.abspath(root)).name
     names = [image.stem, f"{folder}-{image.stem}", image.name, f"{folder}-{image.name}"]
     if level == len(names):  # as of p/x/a.png and q/x/a.png
-        path = os.fsencode(os.path.realpath(image))
-        names.append(f"{names[-1]}-{hashlib.sha256(path).hexdigest()[:8]}")
+        digest = hashlib.sha256(os.fsencode(_place(image))).hexdigest()
+        names.append(f"{names[-1]}-{digest[:8]}")
     return image.relative_to(root).parent / f"{names[level]}{suffix}"
 
 
@@ -163,7 +168,6 @@ def make_all(
             skipped += 1
             continue
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)  # for each image, not for the first one
             try:
                 with new_file(target, originals, replace) as temporary:
                     make(image, temporary)
@@ -207,15 +211,14 @@ def pipes(paths: list[str], output: str) -> Iterator[tuple[list, Path]]:
 
 
 def identities(paths: Iterable[str | Path]) -> set[tuple]:
-    """What tells files and links apart whatever they are called; nothing for what is missing."""
+    """What files have in common with all their names and links; nothing for what is missing."""
     found = set()
     for path in paths:
-        for look in (os.stat, os.lstat):
-            with suppress(OSError):
-                status = look(path)
-                # Some network drives of Windows number no files.
-                number = status.st_ino or os.path.normcase(os.path.realpath(path))
-                found.add((status.st_dev, number))
+        with suppress(OSError):
+            status = os.stat(path)
+            # Some network drives of Windows number no files.
+            number = status.st_ino or os.path.normcase(os.path.realpath(path))
+            found.add((status.st_dev, number))
     return found
 
 
