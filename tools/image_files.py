@@ -223,7 +223,8 @@ def _decode(vips, content, path):
     if image.format not in ("uchar", "ushort"):
         raise ValueError(f"{path}: {UNKNOWN_RANGE}")
     info = {name: fields[key] for name, key in METADATA.items() if key in fields}
-    info["dpi"] = image.xres * 25.4, image.yres * 25.4
+    if "resolution-unit" in fields or b"pHYs" in chunks:  # else the numbers are libvips' own
+        info["dpi"] = image.xres * 25.4, image.yres * 25.4
     bits = fields.get("bits-per-sample", 16)
     image = image.copy_memory().autorot()
     if image.interpretation == "cmyk":
@@ -241,6 +242,10 @@ def _decode(vips, content, path):
             parts = [image[:colours].gamma(exponent=gamma)]
             parts += [image[colours]] if colours < image.bands else []
             image = parts[0].bandjoin(parts[1:]).cast(image.format)
+    if fields["vips-loader"] == "tiffload_buffer":
+        with Image.open(io.BytesIO(content), formats=("TIFF",)) as tiff:
+            if tiff.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 6:
+                raise vips.Error("YCbCr, which libvips takes for RGB")
     if b"cICP" in chunks and "icc_profile" not in info:
         info["cicp"] = chunks[b"cICP"]
     return image.numpy(), info
@@ -311,7 +316,7 @@ def write_picture(
         for name in METADATA.keys() & info.keys():
             image.set_type(vips.GValue.blob_type, METADATA[name], info[name])
         image.set_type(vips.GValue.gint_type, "orientation", 1)
-        if "exif" not in info:  # libvips would invent some
+        if "exif" not in info and (suffix != ".jpg" or "dpi" not in info):  # it would invent some
             options["keep"] = "xmp|icc|other"
         image.write_to_file(str(path), background=[65535 if deep else 255], **options)
     except vips.Error as error:
