@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 from tqdm import tqdm
 
 import plots
@@ -111,8 +112,9 @@ def super_resolve_file(
 
 
 def _enlarged_info(info):
-    """Of the enlarged image: it shall be printed at the same size."""
-    return {**info, "dpi": tuple(SCALE * value for value in info.get("dpi", (72, 72)))}
+    """What is known of the enlarged image, which shall be printed at the same size."""
+    dpi = {"dpi": tuple(SCALE * value for value in info["dpi"])} if "dpi" in info else {}
+    return info | dpi
 
 
 def _checked(array):
@@ -169,12 +171,22 @@ def _whole(image):
 def _strips(generator, image, tile=TILE, ensemble=False, back_projection=False, progress=True):
     """Yield the enlarged image, (H, W, C), from top to bottom in strips (4h, 4W, C)."""
     height, width, channels = image.shape
+    colours = channels - (channels in (2, 4))  # the rest is alpha
+    # Opaque alpha stays opaque; three equal channels are enlarged as one: they stay equal.
+    opaque = np.iinfo(image.dtype).max
+    translucent = colours < channels and image[..., colours].min() < opaque
+    if translucent and generator is not None:
+        image = _fill_hidden(image)
+    gray = colours == 3 and (image[..., :1] == image[..., 1:3]).all()
+    needed = ([0] if gray else list(range(colours))) + ([colours] if translucent else [])
+    image = np.take(image, needed, axis=2)
     if not isinstance(tile, int) or tile < 1:
         raise ValueError(f"tile is a whole number of at least 1, not {tile!r}")
     bar = tqdm(total=SCALE**2 * height * width, unit="px", unit_scale=True, disable=not progress)
     with bar:
         for strip in _cut(_whole(image), tile, width):
-            enlarged = np.empty((SCALE * _size(strip)[0], SCALE * width, channels), image.dtype)
+            shape = SCALE * _size(strip)[0], SCALE * width, channels
+            enlarged = np.full(shape, opaque, image.dtype)
             tiles = _cut(strip, tile, tile)
             while tiles:
                 try:
@@ -188,15 +200,32 @@ def _strips(generator, image, tile=TILE, ensemble=False, back_projection=False, 
                     tile = max(SMALLEST_TILE, tile // 2)
                     tiles = [small for large in tiles for small in _cut(large, tile, tile)]
                 else:
-                    enlarged[_within(tiles.pop(0), strip, SCALE)] = result
+                    part = enlarged[_within(tiles.pop(0), strip, SCALE)]
+                    part[..., :colours] = result[..., : 1 if gray else colours]
+                    if translucent:
+                        part[..., colours] = result[..., -1]
                     bar.update(result.shape[0] * result.shape[1])
             yield enlarged
+
+
+def _fill_hidden(image):
+    """Give fully transparent pixels the colours of the nearest visible ones.
+
+    Their own, of any kind, would colour what a network makes of the visible pixels beside them.
+    """
+    hidden = image[..., -1] == 0
+    if hidden.all():
+        return image
+    nearest = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    filled = image[tuple(nearest)]
+    filled[..., -1] = image[..., -1]
+    return filled
 
 
 def _enlarge(generator, image, tile, ensemble, back_projection):
     """The enlarged `tile` of `image` as an array (4h, 4w, C)."""
     channels = image.shape[2]
-    colours = 0 if generator is None else channels - (channels in (2, 4))  # the rest is alpha
+    colours = 0 if generator is None else channels - (channels in (2, 4))  # the rest is bicubic
     parts = []
     if colours:
         padded = _pad(tile, BICUBIC_RADIUS, _whole(image)) if back_projection else tile
@@ -209,9 +238,22 @@ def _enlarge(generator, image, tile, ensemble, back_projection):
         parts.append(levels[_within(tile, padded, SCALE)].astype(image.dtype))
     if colours < channels:
         padded = _pad(tile, BICUBIC_RADIUS, _whole(image))
-        enlarged = imresize(np.ascontiguousarray(image[padded][..., colours:]), SCALE)
+        enlarged = _bicubic(np.ascontiguousarray(image[padded][..., colours:]))
         parts.append(enlarged[_within(tile, padded, SCALE)])
     return np.concatenate(parts, axis=2)
+
+
+def _bicubic(image):
+    """Enlarge (h, w, C) bicubically, colours weighted by alpha: by how much is seen of them."""
+    channels = image.shape[2]
+    if channels in (1, 3):
+        return imresize(image, SCALE)
+    alpha = image[..., -1].astype(np.float64)
+    weights = imresize(alpha, SCALE)
+    planes = [imresize(image[..., i] * alpha, SCALE) for i in range(channels - 1)]
+    planes = [plane / np.maximum(weights, 0.5) for plane in planes]  # less is rounded to none
+    enlarged = np.stack([*planes, weights], axis=2).clip(0, np.iinfo(image.dtype).max)
+    return np.floor(enlarged + 0.5).astype(image.dtype)
 
 
 def back_project(sr: torch.Tensor, lr: torch.Tensor) -> torch.Tensor:
@@ -296,7 +338,8 @@ def export_onnx(generator: SRResNet, path: str | Path) -> None:
     with atomic_path(path) as temporary, warnings.catch_warnings():
         # PyTorch calls this exporter deprecated; the newer one, dynamo=True, needs another package.
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.onnx.export(generator.eval(), (example,), str(temporary), dynamo=False, **names)
+        clamped = torch.nn.Sequential(generator, torch.nn.Hardtanh(0, 1)).eval()
+        torch.onnx.export(clamped, (example,), str(temporary), dynamo=False, **names)
 
 
 def _demo(generator, source, label, options):

@@ -31,6 +31,8 @@ WRITERS = {  # suffix: libvips' options
 LARGEST = {".jpg": 65535, ".webp": 16383, ".avif": 65535}  # pixels a side
 METADATA = {"icc_profile": "icc-profile-data", "exif": "exif-data", "xmp": "xmp-data"}  # libvips'
 ORIENTATION = 0x0112  # the EXIF tag
+# Of a TIFF file's tags those that are EXIF data: description, camera, date, people, place.
+TIFF_TEXTS = {270, 271, 272, 305, 306, 315, 33432, 34665, 34853}
 CAUSES = {  # of errors while reading, beside what the decoder says
     UnidentifiedImageError: "not an image, or of a kind that is not read; save it as PNG or JPEG",
     PermissionError: "it may not be read; change its permissions",
@@ -54,7 +56,7 @@ def naming(path: str | Path) -> Iterator[None]:
         if isinstance(error, (OSError, ValueError)) and str(error).startswith(f"{path}: "):
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        cause = f"cannot be decoded ({message}): damaged, or of a kind that is not supported"
+        cause = f"damaged or incomplete, or of a kind that is not supported ({message})"
         cause = CAUSES.get(type(error), f"{cause}; copy it again, or save it as PNG")
         raise OSError(f"{path}: {cause}") from error
 
@@ -102,6 +104,8 @@ def _unsupported(image):
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format not in ("MPO", "HEIF"):  # their previews come second
         return f"{frames} frames or pages, which is not supported; save the one you want as PNG"
+    if image.format == "PNG" and image.mode == "P" and image.palette is None:
+        return "a palette image without its palette: damaged; copy it again"
     tags = image.tag_v2 if image.format == "TIFF" else {}
     planes = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
     if planes and max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8:  # Pillow reads noise
@@ -212,38 +216,55 @@ def read_picture(path: str | Path) -> tuple[np.ndarray, dict]:
 
 def _decode(vips, content, path):
     image = vips.Image.new_from_buffer(content, "", access="sequential", fail_on="error")
-    fields = {name: image.get(name) for name in image.get_fields()}
-    chunks = _png_chunks(content)
-    pages = fields.get("n-pages", 1) if fields["vips-loader"] != "heifload_buffer" else 1
-    if pages > 1 or b"acTL" in chunks:  # an animated PNG
-        raise ValueError(f"{path}: several frames or pages; save the one you want as PNG")
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > 2 * limit:
         raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+    fields = {name: image.get(name) for name in image.get_fields()}
+    loader, chunks, tags = fields["vips-loader"], _png_chunks(content), Image.Exif()
+    if loader == "tiffload_buffer":
+        with suppress(Exception):  # Pillow does not read large ones (BigTIFF)
+            tags.load(content)  # EXIF data have the format of a TIFF file
+    extra_samples = tags.get(TiffImagePlugin.EXTRASAMPLES)
+    ycbcr = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 6  # libvips takes it for RGB
+    pages = 1 if loader == "heifload_buffer" else fields.get("n-pages", 1)
+    if pages > 1 or b"acTL" in chunks:  # an animated PNG
+        raise ValueError(f"{path}: several frames or pages; save the one you want as PNG")
     if image.format not in ("uchar", "ushort"):
         raise ValueError(f"{path}: {UNKNOWN_RANGE}")
+
     info = {name: fields[key] for name, key in METADATA.items() if key in fields}
-    info["dpi"] = image.xres * 25.4, image.yres * 25.4
-    bits = fields.get("bits-per-sample", 16)
+    stored = "resolution-unit" in fields or b"pHYs" in chunks  # else it is libvips' own
+    if stored and min(image.xres, image.yres) > 0:
+        info["dpi"] = image.xres * 25.4, image.yres * 25.4
+    if b"cICP" in chunks and "icc_profile" not in info:
+        info["cicp"] = chunks[b"cICP"]
+    if texts := TIFF_TEXTS & set(tags):
+        for tag in set(tags) - texts:
+            del tags[tag]
+        info["exif"] = tags.tobytes()
+
     image = image.copy_memory().autorot()
     if image.interpretation == "cmyk":
         rgb = Image.fromarray(image[:4].cast("uchar", shift=True).numpy(), mode="CMYK")
         rgb.info = info
         return pil_to_array(rgb, path)
-    if image.interpretation not in ("b-w", "grey16", "srgb", "rgb16") or image.bands > 4:
+    if extra_samples == 0:  # of unknown meaning, not alpha
+        image = image[: image.bands - 1]
+    colours = image.bands - (image.bands in (2, 4))  # the rest is alpha
+    if colours > 3 or ycbcr or image.interpretation not in ("b-w", "grey16", "srgb", "rgb16"):
         raise vips.Error(f"{image.bands} channels of {image.interpretation}")
-    colours = image.bands - (image.bands in (2, 4))
-    if image.format == "ushort" and bits < 16:  # AVIF's 10 bits fill the upper ones
+    bits = fields.get("bits-per-sample", 16)
+    if image.format == "ushort" and bits < 16:  # AVIF's 10 or 12 are the upper ones
         image = (image * (65535 / (65536 - 2 ** (16 - bits)))).rint().cast("ushort")
+    array = image.numpy()
     if b"gAMA" in chunks and not {b"iCCP", b"sRGB", b"cICP"} & set(chunks):
         gamma = int.from_bytes(chunks[b"gAMA"], "big") / 100000 * 2.2  # 1 is that of sRGB
+        top = np.iinfo(array.dtype).max
         if gamma > 0 and abs(gamma - 1) > 0.05:
-            parts = [image[:colours].gamma(exponent=gamma)]
-            parts += [image[colours]] if colours < image.bands else []
-            image = parts[0].bandjoin(parts[1:]).cast(image.format)
-    if b"cICP" in chunks and "icc_profile" not in info:
-        info["cicp"] = chunks[b"cICP"]
-    return image.numpy(), info
+            levels = np.round((np.arange(top + 1) / top) ** (1 / gamma) * top)
+            array = array.reshape(*array.shape[:2], -1).copy()
+            array[..., :colours] = levels[array[..., :colours]]
+    return array, info
 
 
 def _png_chunks(content):
@@ -311,7 +332,7 @@ def write_picture(
         for name in METADATA.keys() & info.keys():
             image.set_type(vips.GValue.blob_type, METADATA[name], info[name])
         image.set_type(vips.GValue.gint_type, "orientation", 1)
-        if "exif" not in info:  # libvips would invent some
+        if "exif" not in info and (suffix != ".jpg" or "dpi" not in info):  # it would invent some
             options["keep"] = "xmp|icc|other"
         image.write_to_file(str(path), background=[65535 if deep else 255], **options)
     except vips.Error as error:
