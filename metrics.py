@@ -15,6 +15,8 @@ from tqdm import tqdm
 from utils import to_tensor
 
 SSIM_WINDOW = 11  # pixels a side: the Gaussian of sigma 1.5, cut at 3.5 sigma
+SMALLEST = 2 * 4 + SSIM_WINDOW  # pixels a side of an image that can be scored
+EXACT = 100.0  # dB, of equal images: infinity would make every mean infinite
 
 
 def rgb_to_y(image: np.ndarray) -> np.ndarray:
@@ -25,16 +27,14 @@ def rgb_to_y(image: np.ndarray) -> np.ndarray:
 
 
 def psnr(sr: np.ndarray, hr: np.ndarray, border: int = 4) -> float:
-    """Peak signal-to-noise ratio of the luma in dB, peak 255; infinite for equal images.
+    """Peak signal-to-noise ratio of the luma in dB, peak 255; at most 100, also for equal images.
 
     sr, hr: uint8 RGB (H, W, 3). Agrees with the MATLAB logs of EDSR and RCAN. Raises TypeError for
     another type, ValueError for different sizes or if nothing is left inside the border.
     """
     y_sr, y_hr = _shaved_luma(sr, hr, border, smallest=1)
     mean_squared_error = np.mean((y_sr - y_hr) ** 2)
-    if mean_squared_error == 0:
-        return float("inf")
-    return float(10 * np.log10(255**2 / mean_squared_error))
+    return float(10 * np.log10(255**2 / max(mean_squared_error, 255**2 / 10 ** (EXACT / 10))))
 
 
 def ssim(sr: np.ndarray, hr: np.ndarray, border: int = 4) -> float:

@@ -63,7 +63,8 @@ ONE_OF = dict(
     mixed_precision=("no", "bf16", "fp16", "auto"),
     vgg_pooling=("max", "avg"),
 )
-AT_LEAST = dict(epochs=1, patches_per_image=1, crop_size=16, batch_size=1, log_every=1, keep_last=1)
+# Smaller patches than 32 may reach one pixel in the discriminator: batch norm needs more.
+AT_LEAST = dict(epochs=1, patches_per_image=1, crop_size=32, batch_size=1, log_every=1, keep_last=1)
 AT_MOST = dict(ema_decay=1)
 # May change when a run resumes: they do not change what is trained.
 BOOKKEEPING = {"log_every", "checkpoint_minutes", "keep_last", "keep_every", "batch_norm_batches"}
@@ -147,13 +148,14 @@ def read_settings(source: str | Path) -> dict[str, Any]:
 
 def check_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run with all defaults filled in. Raises as `check`."""
-    checked = check(settings, RUN, "the run")
+    checked, before = check(settings, RUN, "the run"), []
     for stage, values in checked["stages"].items():
         defaults = STAGE if stage == "srresnet" else {**STAGE, **ADVERSARIAL}
         checked["stages"][stage] = check(values, defaults, stage)
         start = checked["stages"][stage].get("start")
-        if start and start not in checked["stages"]:
+        if start and start not in before:
             raise ValueError(f"{stage}: start is a stage before it, or '' for none; not {start!r}")
+        before.append(stage)
     return checked
 
 

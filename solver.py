@@ -29,7 +29,7 @@ from tqdm import tqdm
 import presets
 from datasets import PairDataset, PatchDataset, PatchLoader
 from losses import bce, make_content_loss, mse
-from metrics import evaluate, mean
+from metrics import SMALLEST, evaluate, mean
 from models import Discriminator, SRResNet, load_generator
 from super_resolve import super_resolve
 from tools import checkpoints  # the log
@@ -87,6 +87,11 @@ class Solver(Resumable):
         self.precision = MixedPrecision(self.settings["mixed_precision"], self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
+        self.loader = PatchLoader(
+            dataset, self.settings["batch_size"], device=self.device, rank=self.processes.rank,
+            world_size=self.processes.count,
+        )  # fmt: skip
+        self.processes.require_same(self.identity)
         self.prepare(networks)
 
         # Networks, optimizers, average
@@ -103,17 +108,14 @@ class Solver(Resumable):
             self.networks[name], self.unwrapped[name] = self.processes.wrap(network), network
         self.generator = self.unwrapped["generator"]
 
-        # Data and progress
-        self.loader = PatchLoader(
-            dataset, self.settings["batch_size"], device=self.device, rank=self.processes.rank,
-            world_size=self.processes.count,
-        )  # fmt: skip
+        # Progress
         self.epoch = self.batch = self.step = 0
         self.seconds, self.clock, self.saved = 0.0, 0.0, time.monotonic()
         self.history: dict[str, list[dict[str, Any]]] = {"train": [], "valid": []}
         self.sums: Losses = {}  # of the losses since the last row, on the device
         self.first_bad_step = torch.tensor(-1, device=self.device)
         self.last_checkpoint: Path | None = None
+        self.own_files: set[Path] = set()  # the checkpoints that this training wrote or resumed
         self.inference: tuple[int, SRResNet] | None = None  # (step, generator)
         self.told: set[str] = set()  # diagnostics, once each
         self.callback: Callback | None = None
@@ -146,21 +148,24 @@ class Solver(Resumable):
         """Train until `num_epochs` epochs are done (default: the setting `epochs`).
 
         `callback` is called with the solver after each row of the history and after each epoch.
-        Ctrl-C, the notebook's stop button and SIGTERM save and stop. A resumed run goes on within
-        the epoch.
+        Ctrl-C, the notebook's stop button, SIGTERM and a lost terminal save and stop. A resumed run
+        goes on within the epoch.
 
         Raises:
             TrainingDiverged: a loss is not finite. No checkpoint contains it.
             torch.OutOfMemoryError: the batch is too large.
             OSError: a checkpoint could not be written; the one before is valid.
             FileExistsError: the folder holds another run's checkpoints.
+            BlockingIOError: another process trains in the folder.
         """
         num_epochs = self.settings["epochs"] if num_epochs is None else num_epochs
         self.callback = callback
-        if self.last_checkpoint is None:
-            self.save()  # fail early if the folder is not writable
-        if self.batch == 0:
-            self.validate()  # a run that was stopped between saving and validating
+        with self.locked():
+            self.begin()
+            self.train_until(num_epochs)
+
+    def train_until(self, num_epochs: int) -> None:
+        """The loop over epochs and batches."""
         with deferred_signals() as stop, self.progress_bar(num_epochs) as bar:
             while self.epoch < num_epochs:
                 title = f"{self.folder.name}: epoch {self.epoch + 1}/{num_epochs}"
@@ -171,10 +176,10 @@ class Solver(Resumable):
                     losses = self.guarded_step(lr, hr)
                     self.update_ema()
                     self.record(losses)
-                    bar.update()
                     save_now, stop_now = self.requests(stop.exception is not None)
                     if save_now:
                         self.save()
+                    bar.update()  # after saving: it fails where the terminal is lost
                     if stop_now:
                         bar.close()
                         self.say(f"Stopped in epoch {self.epoch + 1}, saved: run again to go on.")
@@ -183,6 +188,16 @@ class Solver(Resumable):
                 self.save()  # before validation, which may fail
                 self.validate()
                 self.show()
+
+    def begin(self) -> None:
+        """Write the first checkpoint, or make up for what a killed run left undone."""
+        if self.last_checkpoint is None:
+            self.save()  # fail early if the folder is not writable
+        elif self.is_main:
+            with checkpoints.explained(self.folder, self.last_checkpoint):
+                checkpoints.rewrite_log(self.folder, self.history)
+        if self.batch == 0:
+            self.validate()
 
     def set_learning_rate(self) -> None:
         """Set the rate of this step: a function of the step alone, so that resuming keeps it."""
@@ -252,9 +267,8 @@ class Solver(Resumable):
                 checkpoints.log_row(self.folder, kind, self.history[kind][-1])
 
     def requests(self, stop: bool) -> list[bool]:
-        """[save now?, stop now?], the same on all processes; several ask only every tenth step."""
-        if self.processes.count > 1 and self.step % 10:
-            return [False, False]
+        """[save now?, stop now?], the same on all processes."""
+        stop = stop or self.processes.launcher_is_gone()
         due = time.monotonic() - self.saved > 60 * self.settings["checkpoint_minutes"]
         return self.processes.any(stop or due, stop)
 
@@ -374,15 +388,18 @@ def build_solver(
         run["train_list"], crop_size=config["crop_size"], seed=run["seed"],
         patches_per_image=config["patches_per_image"],
     )  # fmt: skip
-    if stage == "srresnet":
-        networks, kind = {"generator": SRResNet(**run["generator"])}, PretrainSolver
-    else:
-        if config["start"]:
-            generator = load_generator(folder / f"{config['start']}.safetensors")
+    try:
+        if stage == "srresnet":
+            networks, kind = {"generator": SRResNet(**run["generator"])}, PretrainSolver
         else:
-            generator = SRResNet(**{**run["generator"], "init": "default"})
-        networks = {"generator": generator, "discriminator": Discriminator(**run["discriminator"])}
-        kind = GANSolver
+            if config["start"]:
+                generator = load_generator(folder / f"{config['start']}.safetensors")
+            else:
+                generator = SRResNet(**{**run["generator"], "init": "default"})
+            discriminator = Discriminator(**run["discriminator"])
+            networks, kind = {"generator": generator, "discriminator": discriminator}, GANSolver
+    except TypeError as error:  # an unknown name, or a value of another type
+        raise ValueError(f"the settings generator and discriminator: {error}") from error
     solver = kind(networks, dataset, config, folder / stage, valid_pairs)
     solver.resume(allow_changes)
     if solver.is_main:
@@ -392,8 +409,15 @@ def build_solver(
 
 
 def validation_pairs(settings: dict[str, Any]) -> ValidPairs:
-    """The first `num_valid_images` of the validation list."""
-    return list(islice(PairDataset(settings["valid_list"]), settings["num_valid_images"]))
+    """The first `num_valid_images` of the validation list; ValueError if one cannot be scored."""
+    pairs = list(islice(PairDataset(settings["valid_list"]), settings["num_valid_images"]))
+    for name, _, hr in pairs:
+        if min(hr.shape[:2]) < SMALLEST:
+            raise ValueError(
+                f"{name}: {hr.shape[1]} x {hr.shape[0]} pixels are too few to score, {SMALLEST} a "
+                f"side are needed; leave it out of {settings['valid_list']}"
+            )
+    return pairs
 
 
 def load_generators(settings: dict[str, Any]) -> dict[str, SRResNet]:
@@ -411,8 +435,12 @@ def load_generators(settings: dict[str, Any]) -> dict[str, SRResNet]:
 
 def train(settings: dict[str, Any], allow_changes: bool = False) -> None:
     """All stages of a run, one after the other, in each process that a launcher started."""
-    valid_pairs = validation_pairs(presets.check_settings(settings))
-    for stage in settings["stages"]:
+    run, count = presets.check_settings(settings), Processes().count
+    for stage, values in run["stages"].items():  # now, not when the stages before are done
+        if values["batch_size"] % count:
+            raise ValueError(f"{stage}: {count} processes need a batch_size that {count} divides")
+    valid_pairs = validation_pairs(run)
+    for stage in run["stages"]:
         build_solver(settings, stage, valid_pairs, allow_changes).fit()
 
 
@@ -425,7 +453,8 @@ def main() -> None:
         train(presets.read_settings(arguments.settings), arguments.allow_changes)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    accelerate.PartialState().destroy_process_group()
+    finally:
+        accelerate.PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -320,6 +320,19 @@ def test_a_flipped_byte_in_the_store_is_noticed_and_repaired(make_list, place):
     assert open_counted(pairs)[2] == []
 
 
+@pytest.mark.slow
+def test_none_of_250_changed_bytes_in_the_store_is_trained_on(make_list, recwarn):
+    pairs, random_bytes = read_list(make_list()), random.Random(0)
+    whole = open_counted(pairs)[:2]
+    [folder] = folders()
+    for _ in range(250):
+        path = folder / random_bytes.choice(["pixels.bin", "pixels.bin", "checksums.txt"])
+        damaged = bytearray(path.read_bytes())
+        damaged[random_bytes.randrange(len(damaged))] ^= random_bytes.randrange(1, 256)
+        path.write_bytes(damaged)
+        assert open_counted(pairs)[:2] == whole
+
+
 def test_a_store_of_the_wrong_size_is_repaired(make_list):
     pairs = read_list(make_list())
     pixels, *_ = open_counted(pairs)

@@ -65,7 +65,7 @@ def test_what_happens_in_the_border_does_not_count(pair):
 
 
 def test_equal_images(pair):
-    assert metrics.psnr(pair[1], pair[1]) == float("inf")
+    assert metrics.psnr(pair[1], pair[1]) == 100  # a mean over images stays finite
     assert metrics.ssim(pair[1], pair[1]) == pytest.approx(1)
 
 

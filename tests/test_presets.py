@@ -87,6 +87,9 @@ def test_a_solver_built_by_hand_refuses_them_too(stage, name, images, tmp_path):
         (dict(stages=dict(srresnet=dict(batchsize=4))), r"srresnet has no setting \['batchsize'\]"),
         (dict(stages=dict(srresnet=dict(content_weight=1.0))), "srresnet has no setting"),
         (dict(stages=dict(srgan=dict(start="srresnet"))), "srgan: start is a stage before it"),
+        (dict(stages=dict(a=dict(start="b"), b=dict(start=""))), "a: start is a stage before it"),
+        (dict(stages=dict(a=dict(start="a"))), "a: start is a stage before it"),
+        (dict(stages=dict(srresnet=dict(crop_size=16))), "srresnet: crop_size is 16; .* 32 to"),
         (dict(stages=dict(srresnet=3)), "srresnet.* 3"),
     ],
 )

@@ -1,6 +1,8 @@
 """The solver against uninterrupted runs, autograd and plain arithmetic."""
 
+import contextlib
 import errno
+import io
 import itertools
 import json
 import os
@@ -20,7 +22,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from conftest import make_images
-from killing import count_lines, run_killed
+from killing import contents, count_lines, run_killed
 from training import (
     KINDS,
     STAGES,
@@ -80,7 +82,7 @@ def stop(solver, step, number=signal.SIGINT):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @POSIX
 def test_stopped_within_an_epoch_and_resumed_is_bit_identical(
     stage, name, images, uninterrupted, tmp_path
@@ -89,7 +91,7 @@ def test_stopped_within_an_epoch_and_resumed_is_bit_identical(
     solver, handler = make(stage, images, tmp_path / "run"), signal.getsignal(number)
     error = stop(solver, 5, number)
     assert type(error) is (KeyboardInterrupt if name == "SIGINT" else SystemExit)
-    assert name == "SIGINT" or error.code == 128 + signal.SIGTERM
+    assert name == "SIGINT" or error.code == 128 + number
     assert signal.getsignal(number) is handler
     assert (solver.step, solver.epoch, solver.batch) == (5, 1, 1)
 
@@ -132,6 +134,46 @@ def test_a_stop_is_saved_whenever_it_comes(images, tmp_path):
         again.fit()
     facts = last_checkpoint(tmp_path / "run")[1]
     assert (facts["step"], facts["epoch"], facts["batch"]) == (4, 1, 0)
+
+
+@POSIX
+def test_a_lost_terminal_that_was_to_be_ignored_is_ignored(images, tmp_path):
+    """`nohup` starts a training with this signal ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        solver = make("pretrain", images, tmp_path / "run", epochs=1)
+        at_step(solver, 2, lambda losses: os.kill(os.getpid(), signal.SIGHUP))
+        solver.fit()
+        assert solver.epoch == 1 and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@POSIX
+def test_a_lost_terminal_is_saved_before_anything_is_shown_there(images, tmp_path, monkeypatch):
+    """Whatever is written to it raises OSError."""
+
+    class Lost(io.StringIO):
+        def write(self, text):
+            if lost:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().write(text)
+
+    class EagerBar(solver_module.tqdm):
+        def update(self, n=1):
+            super().update(n)
+            self.refresh()
+
+    def lose(losses):
+        lost.append(True)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    lost, solver = [], make("pretrain", images, tmp_path / "run", epochs=1)
+    at_step(solver, 2, lose)
+    monkeypatch.setattr(solver_module, "tqdm", EagerBar)
+    with contextlib.redirect_stdout(Lost()), pytest.raises((OSError, SystemExit)):
+        solver.fit()
+    assert last_checkpoint(tmp_path / "run")[1]["step"] == 2
 
 
 @POSIX
@@ -188,10 +230,10 @@ def test_a_validation_is_logged_once_wherever_a_kill_falls(stage, method, images
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 def test_killed_anywhere_and_resumed_is_bit_identical(stage, kills, images, tmp_path):
-    epochs = 2 if kills < 10 else 12
+    epochs = 2 if kills < 10 else 24
 
     def training(name, **settings):
         def run():
@@ -246,10 +288,63 @@ def test_fit_means_until(images, tmp_path):
 
 def test_fit_does_not_train_over_another_run(images, uninterrupted, tmp_path):
     shutil.copytree(uninterrupted["pretrain"], tmp_path / "run")
-    files = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    files = contents(tmp_path / "run")
     with pytest.raises(FileExistsError, match=r"resume\(\)"):
         make("pretrain", images, tmp_path / "run").fit()
-    assert files == {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert files == contents(tmp_path / "run")
+
+
+def test_a_second_training_in_one_folder_is_refused_and_told_which_process_is_there(
+    images, tmp_path
+):
+    program = f"""
+import sys
+sys.path.append({str(Path(__file__).parent)!r})
+from pathlib import Path
+from training import make
+make("pretrain", Path(sys.argv[1]), Path(sys.argv[2])).fit()
+"""
+    answers, folder = [], tmp_path / "run"
+
+    def start_another(losses):
+        command, there = [sys.executable, "-c", program, images, folder], contents(tmp_path)
+        answers.append(subprocess.run(command, capture_output=True, text=True, cwd=ROOT))
+        assert contents(tmp_path) == there
+
+    solver = make("pretrain", images, folder)
+    at_step(solver, 6, start_another)
+    solver.fit()
+    assert answers[0].returncode == 1
+    told = f"BlockingIOError: {folder} is being trained by process {os.getpid()} on "
+    assert told in answers[0].stderr
+    make("pretrain", images, tmp_path / "alone").fit()
+    assert_same(folder, tmp_path / "alone")
+    solver.fit()  # the folder is free again
+
+
+def test_a_training_that_another_one_has_overtaken_is_refused(images, uninterrupted, tmp_path):
+    """Or it would go on from an older step, and the next run would resume from the other's."""
+    stop(make("pretrain", images, tmp_path / "run"), 5)
+    late, other = (make("pretrain", images, tmp_path / "run") for _ in range(2))
+    late.resume()
+    other.resume()
+    other.fit()
+    there = contents(tmp_path / "run")
+    with pytest.raises(FileExistsError, match=r"checkpoint-000000008.*resume\(\)"):
+        late.fit()
+    assert contents(tmp_path / "run") == there
+    assert late.resume() and late.step == 12
+    late.fit()
+    assert_same(tmp_path / "run", uninterrupted["pretrain"])
+
+
+def test_a_refused_checkpoint_is_not_trained_over(images, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted["pretrain"], tmp_path / "run")
+    solver = make("pretrain", images, tmp_path / "run", learning_rate=2e-3)
+    with pytest.raises(ValueError, match="other settings"):
+        solver.resume()
+    with pytest.raises(FileExistsError):
+        solver.fit()
 
 
 # --- what a checkpoint holds, and who may resume from it ------------------------------------------
@@ -378,6 +473,26 @@ class Malice:
         return (open, (str(self.marker), "w"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_none_of_250_changed_bytes_in_checkpoint_and_generator_is_loaded(
+    stage, uninterrupted, tmp_path
+):
+    random_bytes = random.Random(0)
+    checkpoint = checkpoints.files(uninterrupted[stage])[-1]
+    for source, load in [
+        (checkpoint, checkpoints.read),
+        (Path(f"{uninterrupted[stage]}.safetensors"), load_generator),
+    ]:
+        data, path = source.read_bytes(), tmp_path / source.name
+        for _ in range(125):
+            damaged = bytearray(data)
+            damaged[random_bytes.randrange(len(data))] ^= random_bytes.randrange(1, 256)
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match="damaged"):
+                load(path)
+
+
 def test_a_checkpoint_with_code_in_it_runs_none(images, uninterrupted, tmp_path):
     shutil.copytree(uninterrupted["pretrain"], tmp_path / "run")
     data = pickle.dumps(Malice(tmp_path / "marker"))
@@ -415,8 +530,8 @@ def test_what_a_killed_process_left_is_removed(images, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".tmp-0123.safetensors").write_bytes(b"half a checkpoint")
     make("pretrain", images, tmp_path / "run", keep_last=1).fit(1)
-    names = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert names == ["checkpoint-000000004.safetensors", "log.jsonl"]
+    assert not list((tmp_path / "run").glob(".tmp-*"))
+    assert list(contents(tmp_path / "run")) == ["checkpoint-000000004.safetensors", "log.jsonl"]
 
 
 # --- faults ---------------------------------------------------------------------------------------
@@ -1064,6 +1179,24 @@ def test_the_command_line_names_what_is_wrong_and_allows_changes(
     Path("mine.json").write_text(json.dumps(settings))
     with pytest.raises(SystemExit, match=r"^error: nowhere\.csv"):
         run("mine.json")
+
+
+def test_a_validation_image_too_small_to_score_is_named_before_training(tmp_path):
+    images = make_images(tmp_path, count=1, height=16, width=64)
+    with pytest.raises(ValueError, match="0: 64 x 16 pixels are too few to score, 19 a side"):
+        validation_pairs({**RUN, "valid_list": str(images)})
+    images = make_images(tmp_path, count=1, height=20, width=64)
+    [(_, _, hr)] = validation_pairs({**RUN, "valid_list": str(images)})
+    assert evaluate(lambda lr: hr, [("0", hr[::4, ::4], hr)], progress=False)
+
+
+@pytest.mark.parametrize(
+    "name, values", [("generator", {"blocks": 2}), ("discriminator", {"num_channels": "8"})]
+)
+def test_wrong_arguments_of_a_network_are_named(name, values, images, tmp_path):
+    settings = run_settings(images, folder=str(tmp_path), **{name: values})
+    with pytest.raises(ValueError, match=r"generator and discriminator: .*(blocks|str)"):
+        build_solver(settings, "base" if name == "discriminator" else "srresnet")
 
 
 def test_the_validation_pairs_are_the_first_of_their_list(images):

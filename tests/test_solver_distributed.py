@@ -9,8 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import shared_batch_norm
 import torch
@@ -95,7 +98,7 @@ def meet_faults_of_one_process(images, folder):
     with pytest.raises((SystemExit, KeyboardInterrupt)):
         make("gan", images, folder / "stopped", patches=8, kind=StopsOneProcess).fit()
     solver = make("gan", images, folder / "stopped", patches=8, seed=9)
-    assert solver.resume() and (solver.step, solver.batch) == (10, 2)
+    assert solver.resume() and (solver.step, solver.batch) == (4, 4)
     solver.fit()
 
     with pytest.raises(TrainingDiverged, match="at step 1 "):
@@ -124,6 +127,7 @@ def forbid_writing(folder):
 
 def work(images, folder):
     distributed.share_batch_norm = shared_batch_norm.share_batch_norm
+    distributed.ASK_SECONDS = 0  # ask at each step
     if os.environ["RANK"] == "1":
         forbid_writing(folder)
     train_in_double_precision(images, folder)
@@ -218,6 +222,66 @@ def test_several_processes_on_a_cpu_are_refused_with_the_reason(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ('settings["learning_rate"] = 0.5', "learning_rate: 0.001 in 0, 0.5 in 1"),
+        (
+            'settings["log_every"] = 7',
+            "log_every: 20 in 0, 7 in 1",
+        ),  # rows are means over processes
+        ('dataset = PatchDataset("other/list.csv", crop_size=16)', "train_images: 4 images, "),
+    ],
+)
+def test_processes_that_differ_are_refused_before_training(change, told, tmp_path):
+    make_images(tmp_path)
+    (tmp_path / "other").mkdir()
+    make_images(tmp_path / "other", height=56)
+    program = f"""
+import os
+from datasets import PatchDataset
+from models import SRResNet
+from solver import PretrainSolver
+dataset, settings = PatchDataset("list.csv", crop_size=16), dict(batch_size=4, learning_rate=1e-3)
+if os.environ["RANK"] == "1":
+    {change}
+PretrainSolver({{"generator": SRResNet(1, 4)}}, dataset, settings, "run")
+"""
+    for text, code in run_two("-c", program, folder=tmp_path):
+        assert code != 0 and told in text, text  # gloo may abort: the group was not destroyed
+        assert "ValueError: process 1 must be as process 0, but has" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_processes_cannot_share_is_told_before_the_first_stage(tmp_path):
+    settings = run_settings(make_images(tmp_path))
+    settings["stages"]["base"]["batch_size"] = 3
+    (tmp_path / "mine.json").write_text(json.dumps(settings))
+    for text, code in run_two(ROOT / "solver.py", "mine.json", folder=tmp_path):
+        assert code == 1, text
+        assert "error: base: 2 processes need a batch_size that 2 divides" in text
+    assert not (tmp_path / "data" / "cache").exists()
+
+
+@pytest.mark.parametrize("seconds, asked", [(0.1, [1, 21, 41]), (1, [1, 3, 5]), (9, [1, 2, 3])])
+def test_processes_are_asked_every_two_seconds(seconds, asked, monkeypatch):
+    clock, questions = [0.0], []
+
+    class TwoAccelerators:
+        def reduce(self, flags):
+            questions.append(call)
+            return flags + torch.tensor([0, 1, 0])  # the other one wants to stop
+
+    monkeypatch.setattr(distributed.time, "monotonic", lambda: clock[0])
+    processes = distributed.Processes()
+    processes.accelerator, processes.count = TwoAccelerators(), 2
+    for call in range(1, 50):
+        clock[0] += seconds
+        answer = processes.any(False, False)
+        assert answer == [False, call == (questions or [0])[-1]]
+    assert questions[:3] == asked
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_two_processes_compute_what_one_does(name, runs):
     (one, facts_one), (two, facts_two) = (last_checkpoint(folder / name) for folder in runs[:2])
@@ -302,5 +366,125 @@ def test_only_the_first_process_writes_and_shows(runs):
     assert kinds == ["train", "train", "valid", "train", "train", "valid"]
 
 
+# --- killed (make soak) ---------------------------------------------------------------------------
+
+
+def train_slowly(images, folder, seconds):
+    """Sixty steps of so many seconds; each process leaves its number in a file."""
+    distributed.share_batch_norm = shared_batch_norm.share_batch_norm
+    distributed.ASK_SECONDS = 0.2
+    solver = make("gan", images, folder, patches=60, epochs=1, log_every=1)
+    solver.resume()
+    training_step = solver.training_step
+
+    def slow_step(lr, hr):
+        time.sleep(seconds)
+        Path(f"rank{solver.processes.rank}").write_text(str(os.getpid()))
+        return training_step(lr, hr)
+
+    solver.training_step = slow_step
+    solver.fit()
+    torch.distributed.barrier()  # gloo aborts where one process ends while another still talks
+    torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def launched(folder, name, seconds=0.1):
+    """`accelerate launch`, as the README has it, of two processes of this file."""
+    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    command = [Path(sys.executable).parent / "accelerate", "launch", *options.split()]
+    launcher = subprocess.Popen(
+        [*command, "--dynamo_backend", "no", __file__, "list.csv", name, str(seconds)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        yield launcher
+    finally:
+        launcher.kill()
+
+
+def ranks(folder):
+    """The processes that train now, once both do."""
+    files = [folder / f"rank{rank}" for rank in range(2)]
+    for file in files:
+        file.unlink(missing_ok=True)
+    while not all(file.is_file() and file.read_text() for file in files):
+        time.sleep(0.05)
+    return [int(file.read_text()) for file in files]
+
+
+def wait_for_the_end_of(processes):
+    while any(psutil.pid_exists(number) for number in processes):
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    make_images(folder)
+    with launched(folder, "run", 0) as launcher:
+        assert launcher.wait() == 0, launcher.stdout.read()
+    return folder / "run"
+
+
+def assert_goes_on_to_the_same_weights(folder, whole):
+    step = last_checkpoint(folder / "run")[1]["step"]
+    with launched(folder, "run", 0) as launcher:
+        assert launcher.wait() == 0, launcher.stdout.read()
+    (one, _), (other, facts) = last_checkpoint(folder / "run"), last_checkpoint(whole)
+    assert 0 <= step < facts["step"] == 60
+    assert not [key for key in one if not torch.equal(one[key], other[key])]
+    return step
+
+
+@pytest.mark.slow
+def test_processes_whose_launcher_is_killed_save_and_end(tmp_path, whole):
+    make_images(tmp_path)
+    with launched(tmp_path, "run") as launcher:
+        processes = ranks(tmp_path)
+        launcher.kill()
+        wait_for_the_end_of(processes)
+    assert assert_goes_on_to_the_same_weights(tmp_path, whole) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_of_two_processes_one_is_killed_and_the_next_launch_goes_on(victim, tmp_path, whole):
+    make_images(tmp_path)
+    with launched(tmp_path, "run") as launcher:
+        processes = ranks(tmp_path)
+        os.kill(processes[victim], signal.SIGKILL)
+        assert launcher.wait() == 1
+        wait_for_the_end_of(processes)
+    assert_goes_on_to_the_same_weights(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_slow_processes_are_told_to_stop_and_save(tmp_path, whole):
+    """Steps of three seconds: within the thirty that a launcher waits before it kills."""
+    make_images(tmp_path)
+    with launched(tmp_path, "run", 3) as launcher:
+        ranks(tmp_path)
+        launcher.terminate()
+        launcher.wait()
+    assert assert_goes_on_to_the_same_weights(tmp_path, whole) > 0
+
+
+@pytest.mark.slow
+def test_a_second_launch_into_one_folder_is_refused(tmp_path, whole):
+    make_images(tmp_path)
+    with launched(tmp_path, "run") as launcher:
+        processes = ranks(tmp_path)
+        (text, code), *_ = run_two(__file__, "list.csv", "run", "0", folder=tmp_path)
+        assert code == 1 and f"is being trained by process {processes[0]} on " in text, text
+        assert launcher.wait() == 0
+    (one, _), (other, _) = last_checkpoint(tmp_path / "run"), last_checkpoint(whole)
+    assert not [key for key in one if not torch.equal(one[key], other[key])]
+
+
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) == 4:
+        train_slowly(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))
+    else:
+        work(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -44,7 +44,7 @@ def make(
 
 def run_settings(images, **changes):
     """Settings of a run of three stages, two epochs of two batches each, as `presets` has them."""
-    stage = dict(epochs=2, patches_per_image=2, crop_size=16, batch_size=4, log_every=1)
+    stage = dict(epochs=2, patches_per_image=2, crop_size=32, batch_size=4, log_every=1)
     gan = dict(stage, content_loss="mse", content_weight=1.0)
     run = dict(
         folder="checkpoints/tiny",

@@ -8,6 +8,9 @@ not pass for a weight.
 import contextlib
 import hashlib
 import json
+import os
+import socket
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from utils import atomic_path
@@ -54,12 +58,33 @@ def explained(folder: str | Path, last: Path | None) -> Iterator[None]:
     """Say of a failed write what is lost (little) and what to do. `last`: the checkpoint before."""
     try:
         yield
+    except BlockingIOError:  # of `acquire`, which says it all
+        raise
     except OSError as error:
         raise type(error)(
             error.errno,
             f"{folder}: cannot be written ({error.strerror or error}). Make room, or make the "
             f"folder writable, and run again. The last valid checkpoint is {last}",
         ) from error
+
+
+def acquire(lock: FileLock) -> None:
+    """Hold the folder of a lock until it is released or this process ends, however it ends.
+
+    Raises BlockingIOError that names the process which holds it.
+    """
+    folder = Path(lock.lock_file).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    owner = folder / ".lock-owner"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        other = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+        raise BlockingIOError(
+            f"{folder} is being trained by {other}: stop that, or choose another folder"
+        ) from None
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    owner.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}", "utf-8")
 
 
 def files(folder: str | Path) -> list[Path]:
@@ -130,7 +155,7 @@ def log_row(folder: str | Path, kind: str, row: dict[str, Any]) -> None:
     """Append a row, "train" or "valid", to <folder>/log.jsonl, one JSON object a line."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with open(Path(folder) / "log.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"kind": kind, **row}) + "\n")
+        file.write(json.dumps({"kind": kind, **row}, allow_nan=False) + "\n")
 
 
 def read_log(folder: str | Path, kind: str) -> list[dict[str, Any]]:

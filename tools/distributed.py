@@ -10,10 +10,11 @@ from typing import Any
 
 import accelerate
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 IMPATIENT = 5  # seconds until a second Ctrl-C breaks off; launchers send signals twice at once
+ASK_SECONDS = 2  # between two questions of `Processes.any`; launchers kill 30 s after SIGTERM
 
 
 class StopRequest:
@@ -25,7 +26,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM into a `StopRequest`, for the block to honour where it is safe."""
+    """Turn Ctrl-C, SIGTERM and a lost terminal into a `StopRequest`, to honour where it is safe."""
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may set handlers
@@ -38,7 +39,11 @@ def deferred_signals() -> Iterator[StopRequest]:
         stop.exception = stop.exception or interrupt
         stop.time = stop.time or time.monotonic()
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up and signal.getsignal(hang_up) != signal.SIG_IGN:  # what `nohup` sets stays
+        numbers.append(hang_up)
+    before = {number: signal.signal(number, request) for number in numbers}
     try:
         yield stop
     finally:
@@ -61,6 +66,25 @@ class Processes:
         self.accelerator = accelerate.Accelerator(mixed_precision="no", cpu=on_cpu)
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
+        self.launcher = os.getppid()
+        self.calls_left, self.calls_between, self.asked_at = 0, 1, time.monotonic()  # of `any`
+
+    def launcher_is_gone(self) -> bool:
+        """Whether the launcher was killed: it can no longer end this process, nor its siblings."""
+        return self.count > 1 and os.getppid() != self.launcher
+
+    def require_same(self, describe: Callable[[], dict[str, Any]]) -> None:
+        """Raise ValueError in every process if what `describe` returns differs between them."""
+        if self.count == 1:
+            return
+        first, *others = gather_object([describe()])
+        for rank, other in enumerate(others, 1):
+            names = [name for name in first if first[name] != other.get(name)]
+            lines = [
+                f"\n  {name}: {first[name]} in 0, {other.get(name)} in {rank}" for name in names
+            ]
+            if lines:
+                raise ValueError(f"process {rank} must be as process 0, but has{''.join(lines)}")
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network, with gradients and batch-norm statistics of all processes' patches."""
@@ -77,11 +101,23 @@ class Processes:
         return self.accelerator.reduce(values, reduction="mean")
 
     def any(self, *flags: bool) -> list[bool]:
-        """The logical OR of each flag over processes. Costs a round trip."""
+        """The logical OR of each flag over processes; all False between two questions.
+
+        A question is a round trip, and all processes must ask it at the same call. So the answer
+        says at which call the next one is due: after `ASK_SECONDS` by the first process's clock.
+        """
         if self.count == 1:
             return list(flags)
-        counts = self.accelerator.reduce(torch.tensor(flags, device=self.device).float())
-        return (counts > 0).tolist()
+        if self.calls_left > 0:
+            self.calls_left -= 1
+            return [False] * len(flags)
+        now = time.monotonic()
+        rate = self.calls_between / max(now - self.asked_at, 1e-3)  # calls a second
+        wait = max(1, round(ASK_SECONDS * rate)) if self.is_main else 0
+        sums = self.accelerator.reduce(torch.tensor([*flags, wait], device=self.device).float())
+        *counts, self.calls_between = sums.int().tolist()
+        self.calls_left, self.asked_at = self.calls_between - 1, now
+        return [count > 0 for count in counts]
 
     def on_main(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call `function` on the first process; every process gets its result, or its error."""

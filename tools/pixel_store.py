@@ -54,7 +54,7 @@ def open_store(
     # Threads: Pillow, zlib and the disk work while Python does something else.
     with FileLock(folder / "lock"), ThreadPoolExecutor(os.cpu_count()) as pool:
         checksums.touch()
-        lines = re.findall(r"^(\d+) ([0-9a-f]{8})$", checksums.read_text(), re.MULTILINE)
+        lines = re.findall(rb"^(\d+) ([0-9a-f]{8})$", checksums.read_bytes(), re.MULTILINE)
         done = {int(i): int(crc, 16) for i, crc in lines}
         missing = [size for i, size in enumerate(sizes) if i not in done]
         if missing:

@@ -3,12 +3,15 @@
 What a checkpoint holds; `checkpoints.py` says how it lies on disk, `Solver` when it is written.
 """
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 import presets
 from models import save_generator
@@ -23,6 +26,18 @@ class TrainingDiverged(FloatingPointError):
 class Resumable:
     """The part of `Solver` that saves and resumes. Its attributes are the solver's."""
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder: no other process may train in it, nor may one have trained since."""
+        lock = FileLock(self.folder / ".lock")
+        try:
+            with checkpoints.explained(self.folder, self.last_checkpoint):
+                self.processes.on_main(checkpoints.acquire, lock)
+            self.processes.on_main(self.refuse_others)
+            yield
+        finally:
+            lock.release()  # does nothing where it is not held
+
     def save(self) -> None:
         """Write the checkpoint and the inference generator. Raises as `fit`."""
         self.check_finite()
@@ -31,10 +46,16 @@ class Resumable:
         self.last_checkpoint = self.processes.on_main(self.write)
         self.saved = time.monotonic()
 
-    def write(self) -> Path:
-        if self.last_checkpoint is None and checkpoints.files(self.folder):
+    def refuse_others(self) -> None:
+        """Raise FileExistsError if the folder holds checkpoints that are not of this training."""
+        if others := set(checkpoints.files(self.folder)) - self.own_files:
             way_out = "call resume() before fit(), or choose another folder"
-            raise FileExistsError(f"{self.folder} holds an earlier run's checkpoints: {way_out}")
+            raise FileExistsError(
+                f"{self.folder} holds another training's {min(others).name}: {way_out}"
+            )
+
+    def write(self) -> Path:
+        self.refuse_others()
         tensors, facts = self.state()
         for name, value in tensors.items():
             if value.is_floating_point() and not value.isfinite().all():
@@ -52,7 +73,9 @@ class Resumable:
                     device=device_name(self.device), images=len(self.dataset.pairs),
                 )  # fmt: skip
             keep = self.settings["keep_last"]
-            return checkpoints.save(self.folder, self.step, tensors, facts, keep)
+            path = checkpoints.save(self.folder, self.step, tensors, facts, keep)
+        self.own_files = set(checkpoints.files(self.folder))
+        return path
 
     def resume(self, allow_changes: bool = False) -> bool:
         """Resume from the latest valid checkpoint in the folder. Returns whether there was one.
@@ -60,6 +83,7 @@ class Resumable:
         Raises ValueError if settings or training images have changed (unless `allow_changes`), if
         it is of other networks, and if no checkpoint is valid.
         """
+        there = set(checkpoints.files(self.folder))
         found = self.processes.on_main(checkpoints.read_latest, self.folder)
         if found is None:
             return False
@@ -79,10 +103,7 @@ class Resumable:
             raise ValueError(
                 f"{path} is of other networks ({error}): choose another folder"
             ) from error
-        self.last_checkpoint = path
-        if self.is_main:
-            with checkpoints.explained(self.folder, self.last_checkpoint):
-                checkpoints.rewrite_log(self.folder, self.history)
+        self.last_checkpoint, self.own_files = path, there
         done = f"{self.epoch} epochs and {self.batch} batches are done"
         self.say(f"Resumed from {path.name}: {done}.")
         then, now = facts["versions"], self.versions()
