@@ -15,19 +15,22 @@ import signal
 import sys
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 from tqdm import tqdm
 
 import plots
 from imresize import imresize
 from metrics import psnr, ssim
 from models import SRResNet, load_generator
-from tools.image_files import open_deep_image, open_image, pil_to_array, write_png
-from utils import SCALE, atomic_path, find_images, pick_device, read_image, to_tensor, write_image
+from tools.batch import check_target, make_all, new_file, pipes, plan
+from tools.image_files import pil_to_array, read_picture, write_picture
+from utils import SCALE, atomic_path, pick_device, read_image, to_tensor, write_image
 
 TILE, SMALLEST_TILE = 800, 16  # LR pixels a side; the residual blocks take 0.8 GB for 800
 ENLARGE_TILE = 64  # LR pixels a side, in the second half
@@ -66,47 +69,63 @@ def super_resolve(
     Raises TypeError or ValueError for what is no such image and for a network whose output is not
     finite, OSError for an unreadable file, MemoryError if not even the smallest tile fits.
     """
-    opened = open_image(image) if isinstance(image, (str, Path)) else image
-    pixels, info = _to_pixels(opened, name=image)
+    if isinstance(image, (str, Path)):
+        pixels, info = read_picture(image)
+    elif isinstance(image, Image.Image):
+        pixels, info = pil_to_array(image, "the PIL image")
+    else:
+        pixels, info = image, None
+    pixels = _checked(pixels)
     strips = _strips(generator, pixels, tile, ensemble, back_projection, progress)
     enlarged = np.concatenate(list(strips))
     if info is None:
         return enlarged if image.ndim == 3 else enlarged[..., 0]
+    if enlarged.dtype == np.uint16 and enlarged.shape[2] > 1:
+        warnings.warn("16 bits a channel are returned as 8, Pillow's limit", stacklevel=2)
+        enlarged = ((enlarged.astype(np.uint32) + 128) // 257).astype(np.uint8)
     result = Image.fromarray(enlarged if enlarged.shape[2] > 1 else enlarged[..., 0])
-    result.info.update(info)
+    result.info.update(_enlarged_info(info))
     return result
 
 
 def super_resolve_file(
-    generator: SRResNet | None, source: str | Path, target: str | Path, **options: object
+    generator: SRResNet | None,
+    source: str | Path,
+    target: str | Path,
+    *,
+    quality: int | None = None,
+    **options: object,
 ) -> None:
-    """Enlarge the image file `source` into the PNG file `target`; `options` as of `super_resolve`.
+    """Enlarge the image file `source` into `target`; `options` as of `super_resolve`.
 
-    Takes about 1 GB beside the decoded source and a strip of tiles. 16-bit colours stay 16-bit.
+    The suffix of `target` says the format: .png, .jpg, .webp, .avif or .tif; `quality`, 1 to 100,
+    is of .jpg, .webp and .avif. 16 bits, profile, EXIF and XMP data are kept where the format can.
+    Takes about 1 GB beside the decoded source and a strip of tiles. Raises as `super_resolve` does.
     """
-    image, deep = open_deep_image(source)
-    pixels, info = _to_pixels(image, source)
-    pixels = pixels if deep is None else deep
+    pixels, info = read_picture(source)
+    pixels = _checked(pixels)
     size = [SCALE * length for length in pixels.shape[:2]]
     with atomic_path(target) as temporary:
         strips = _strips(generator, pixels, **options)
-        write_png(temporary, strips, size, pixels.shape[2], pixels.dtype, info)
+        info = _enlarged_info(info)
+        write_picture(temporary, strips, size, pixels.shape[2], pixels.dtype, info, quality)
 
 
-def _to_pixels(image, name):
-    """An array or a PIL image as an array (H, W, C), and the PIL image's profile and 4 x dpi."""
-    array, info = image, None
-    if isinstance(image, Image.Image):
-        array, info = pil_to_array(image, name)
-        if "dpi" in info:  # it shall be printed at the same size
-            info["dpi"] = tuple(SCALE * value for value in info["dpi"])
+def _enlarged_info(info):
+    """What is known of the enlarged image, which shall be printed at the same size."""
+    dpi = {"dpi": tuple(SCALE * value for value in info["dpi"])} if "dpi" in info else {}
+    return info | dpi
+
+
+def _checked(array):
+    """An array of pixels as (H, W, C)."""
     accepted = "accepted are uint8 and uint16 arrays (H, W) or (H, W, 1 to 4), PIL images and paths"
     if not isinstance(array, np.ndarray) or array.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"the image is {getattr(array, 'dtype', type(array).__name__)}; {accepted}")
     pixels = array[..., None] if array.ndim == 2 else array
     if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[2] > 4:
         raise ValueError(f"the image has shape {array.shape}; {accepted}, none of them empty")
-    return pixels, info
+    return pixels
 
 
 # A tile is a pair of slices, rows and columns, in LR pixels of the whole image.
@@ -152,12 +171,22 @@ def _whole(image):
 def _strips(generator, image, tile=TILE, ensemble=False, back_projection=False, progress=True):
     """Yield the enlarged image, (H, W, C), from top to bottom in strips (4h, 4W, C)."""
     height, width, channels = image.shape
+    colours = channels - (channels in (2, 4))  # the rest is alpha
+    # Opaque alpha stays opaque; three equal channels are enlarged as one: they stay equal.
+    opaque = np.iinfo(image.dtype).max
+    translucent = colours < channels and image[..., colours].min() < opaque
+    if translucent and generator is not None:
+        image = _fill_hidden(image)
+    gray = colours == 3 and (image[..., :1] == image[..., 1:3]).all()
+    needed = ([0] if gray else list(range(colours))) + ([colours] if translucent else [])
+    image = np.take(image, needed, axis=2)
     if not isinstance(tile, int) or tile < 1:
         raise ValueError(f"tile is a whole number of at least 1, not {tile!r}")
     bar = tqdm(total=SCALE**2 * height * width, unit="px", unit_scale=True, disable=not progress)
     with bar:
         for strip in _cut(_whole(image), tile, width):
-            enlarged = np.empty((SCALE * _size(strip)[0], SCALE * width, channels), image.dtype)
+            shape = SCALE * _size(strip)[0], SCALE * width, channels
+            enlarged = np.full(shape, opaque, image.dtype)
             tiles = _cut(strip, tile, tile)
             while tiles:
                 try:
@@ -171,15 +200,32 @@ def _strips(generator, image, tile=TILE, ensemble=False, back_projection=False, 
                     tile = max(SMALLEST_TILE, tile // 2)
                     tiles = [small for large in tiles for small in _cut(large, tile, tile)]
                 else:
-                    enlarged[_within(tiles.pop(0), strip, SCALE)] = result
+                    part = enlarged[_within(tiles.pop(0), strip, SCALE)]
+                    part[..., :colours] = result[..., : 1 if gray else colours]
+                    if translucent:
+                        part[..., colours] = result[..., -1]
                     bar.update(result.shape[0] * result.shape[1])
             yield enlarged
+
+
+def _fill_hidden(image):
+    """Give fully transparent pixels the colours of the nearest visible ones.
+
+    Their own, of any kind, would colour what a network makes of the visible pixels beside them.
+    """
+    hidden = image[..., -1] == 0
+    if hidden.all():
+        return image
+    nearest = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    filled = image[tuple(nearest)]
+    filled[..., -1] = image[..., -1]
+    return filled
 
 
 def _enlarge(generator, image, tile, ensemble, back_projection):
     """The enlarged `tile` of `image` as an array (4h, 4w, C)."""
     channels = image.shape[2]
-    colours = 0 if generator is None else channels - (channels in (2, 4))  # the rest is alpha
+    colours = 0 if generator is None else channels - (channels in (2, 4))  # the rest is bicubic
     parts = []
     if colours:
         padded = _pad(tile, BICUBIC_RADIUS, _whole(image)) if back_projection else tile
@@ -192,9 +238,22 @@ def _enlarge(generator, image, tile, ensemble, back_projection):
         parts.append(levels[_within(tile, padded, SCALE)].astype(image.dtype))
     if colours < channels:
         padded = _pad(tile, BICUBIC_RADIUS, _whole(image))
-        enlarged = imresize(np.ascontiguousarray(image[padded][..., colours:]), SCALE)
+        enlarged = _bicubic(np.ascontiguousarray(image[padded][..., colours:]))
         parts.append(enlarged[_within(tile, padded, SCALE)])
     return np.concatenate(parts, axis=2)
+
+
+def _bicubic(image):
+    """Enlarge (h, w, C) bicubically, colours weighted by alpha: by how much is seen of them."""
+    channels = image.shape[2]
+    if channels in (1, 3):
+        return imresize(image, SCALE)
+    alpha = image[..., -1].astype(np.float64)
+    weights = imresize(alpha, SCALE)
+    planes = [imresize(image[..., i] * alpha, SCALE) for i in range(channels - 1)]
+    planes = [plane / np.maximum(weights, 0.5) for plane in planes]  # less is rounded to none
+    enlarged = np.stack([*planes, weights], axis=2).clip(0, np.iinfo(image.dtype).max)
+    return np.floor(enlarged + 0.5).astype(image.dtype)
 
 
 def back_project(sr: torch.Tensor, lr: torch.Tensor) -> torch.Tensor:
@@ -279,27 +338,31 @@ def export_onnx(generator: SRResNet, path: str | Path) -> None:
     with atomic_path(path) as temporary, warnings.catch_warnings():
         # PyTorch calls this exporter deprecated; the newer one, dynamo=True, needs another package.
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.onnx.export(generator.eval(), (example,), str(temporary), dynamo=False, **names)
+        clamped = torch.nn.Sequential(generator, torch.nn.Hardtanh(0, 1)).eval()
+        torch.onnx.export(clamped, (example,), str(temporary), dynamo=False, **names)
 
 
-def _demo(generator, source, target, label, options):
-    """Reduce an image file to 1/4, enlarge it again, print scores, save the middle."""
+def _demo(generator, source, label, options):
+    """Reduce an image file to 1/4, enlarge it again, print scores; the middle side by side."""
     hr = read_image(source)
     hr = hr[: hr.shape[0] // SCALE * SCALE, : hr.shape[1] // SCALE * SCALE]
     lr = imresize(hr, 1 / SCALE)
     images = {"bicubic": imresize(lr, SCALE), label: super_resolve(generator, lr, **options)}
     for name, sr in images.items():
         print(f"{name:>10}: {psnr(sr, hr):.2f} dB, SSIM {ssim(sr, hr):.4f} (Y, border 4)")
-    write_image(target, np.asarray(plots.strip(images, hr, plots.middle_box(hr, 480))))
-    print(f"the middle side by side: {target}")
+    return np.asarray(plots.strip(images, hr, plots.middle_box(hr, 480)))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 if anything failed, 130 if stopped."""
-    parser = argparse.ArgumentParser(description="Enlarge images 4 times into PNG files NAME.png.")
+def _arguments(argv):
+    parser = argparse.ArgumentParser(description="Enlarge images 4 times into files NAME.png.")
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="IMAGE", help="image files, and folders of them")
-    add("-o", "--output", default="super_resolved", metavar="FOLDER", help="default: %(default)s")
+    add("inputs", nargs="*", metavar="IMAGE", help="image files, folders of them, - for stdin")
+    output_help = "default: %(default)s; - is stdout, for one image"
+    add("-o", "--output", default="super_resolved", metavar="FOLDER", help=output_help)
+    add("--recursive", action="store_true", help="also the subfolders of folders")
+    formats = ("png", "jpg", "webp", "avif", "tiff")
+    add("--format", choices=formats, default="png", help="of the results; default: %(default)s")
+    add("--quality", type=int, metavar="1-100", help="of the results in jpg, webp and avif")
     add("--method", choices=("srgan", "srresnet", "bicubic"), default="srgan")
     add("--weights", metavar="FILE", help="default: the newest checkpoints/**/METHOD.safetensors")
     add("--device", help="cuda, mps or cpu; default: the best there is")
@@ -310,68 +373,75 @@ def main(argv: list[str] | None = None) -> int:
     add("--large", action="store_true", help="also read images of more than 179 megapixels")
     add("--demo", metavar="IMAGE", help="reduce this image to 1/4, enlarge it again and score it")
     add("--export", metavar="FILE.onnx", help="write the generator as ONNX")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if not (args.inputs or args.demo or args.export):
         parser.error("name images or folders to enlarge, or --demo IMAGE, or --export FILE.onnx")
     if args.export and args.method == "bicubic":
         parser.error("bicubic has no network to export")
-    if args.large:
-        Image.MAX_IMAGE_PIXELS = None
+    if args.quality is not None and not (
+        1 <= args.quality <= 100 and args.format in ("jpg", "webp", "avif")
+    ):
+        parser.error("--quality is 1 to 100 and goes with --format jpg, webp or avif")
+    if args.output == "-" and (args.demo or not args.inputs):
+        parser.error("-o - is for one image to enlarge")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 if anything failed, 130 if stopped."""
+    args = _arguments(argv)
     sys.stdout.reconfigure(errors="replace")  # for names that the terminal cannot show
     try:
-        generator, label, device = None, args.method, pick_device(args.device)
-        if args.method != "bicubic":
-            pattern = f"checkpoints/**/{args.method}.safetensors"
-            newest = max(Path().glob(pattern), key=os.path.getmtime, default=pattern)
-            weights = args.weights or newest  # if there is none, `load_generator` says what to do
-            generator, label = load_generator(weights, device), Path(weights).stem
-            print(f"{weights} on {device}")
-        options = {name: getattr(args, name) for name in ("tile", "ensemble", "back_projection")}
-        if args.export:
-            if Path(args.export).exists() and not args.force:
-                raise FileExistsError(f"{args.export} exists: choose another name, or --force")
-            export_onnx(generator, args.export)
-            print(f"wrote {args.export}")
-        if args.demo:
-            target = Path(args.output, "demo", f"{Path(args.demo).stem}.png")
-            if target.exists() and not args.force:
-                raise FileExistsError(f"{target} exists: choose another folder, or --force")
-            _demo(generator, args.demo, target, label, options)
-        return _enlarge_all(generator, args, options) if args.inputs else 0
+        with pipes(args.inputs, args.output) as (inputs, output):
+            return _run(args, inputs, output)
     except KeyboardInterrupt:
-        print("\nstopped; the same command resumes", file=sys.stderr)
+        without = " without --force" if args.force else ""
+        print(f"\nstopped; the same command{without} resumes", file=sys.stderr)
         return 130
     except (OSError, ValueError, ImportError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _enlarge_all(generator, args, options):
-    """Enlarge all inputs into the output folder, going on after failures; returns 1 after any."""
-    sources = find_images(args.inputs)
-    originals = {source.resolve() for source in sources}
-    made, skipped, failed, taken = 0, 0, 0, {}
-    for number, source in enumerate(sources, start=1):
-        print(f"[{number}/{len(sources)}] {source}")
-        target = Path(args.output, f"{source.stem}.png")
-        try:
-            if target.resolve() in originals:
-                raise ValueError(f"{target} would replace an original; choose another -o FOLDER")
-            if taken.setdefault(target, source) != source:
-                raise ValueError(f"{target} is that of {taken[target]}; choose another -o FOLDER")
-            if target.exists() and not args.force:
-                print(f"  {target} exists, skipped (--force replaces it)")
-                skipped += 1
-            else:
-                super_resolve_file(generator, source, target, **options)
-                made += 1
-        except (OSError, ValueError, MemoryError) as error:
-            print(f"  failed: {source}:", str(error).removeprefix(f"{source}: "), file=sys.stderr)
-            failed += 1
-    print(f"{made} enlarged, {skipped} skipped, {failed} failed, in {args.output}")
-    return min(failed, 1)
+def _run(args, inputs, output):
+    """All that the arguments ask for, once it is sure that no write lands on an original."""
+    if args.large:
+        Image.MAX_IMAGE_PIXELS = None
+    generator, label, weights = None, args.method, None
+    if args.method != "bicubic":
+        pattern = f"checkpoints/**/{args.method}.safetensors"
+        newest = max(Path().glob(pattern), key=os.path.getmtime, default=pattern)
+        weights = args.weights or newest  # if there is none, `load_generator` says what to do
+    keep = [path for path in (weights, args.demo) if path]
+    suffix = f".{args.format}"
+    results, originals = plan(inputs, output, suffix, args.recursive, keep)
+    if args.output == "-" and len(results) > 1:
+        raise ValueError(f"-o - is for one image, not for {len(results)}; choose -o FOLDER")
+    demo = output / "demo" / f"{Path(args.demo).stem}.png" if args.demo else None
+    for target in filter(None, (args.export, demo)):
+        check_target(target, originals, args.force)
+
+    device = pick_device(args.device)
+    if weights:
+        generator, label = load_generator(weights, device), Path(weights).stem
+        print(f"{weights} on {device}")
+    options = {name: getattr(args, name) for name in ("tile", "ensemble", "back_projection")}
+    if args.export:
+        with new_file(args.export, originals, args.force) as temporary:
+            export_onnx(generator, temporary)
+        print(f"wrote {args.export}")
+    if demo:
+        sheet = _demo(generator, args.demo, label, options)
+        with new_file(demo, originals, args.force) as temporary:
+            write_image(temporary, sheet)
+        print(f"the middle side by side: {demo}")
+    enlarge = partial(super_resolve_file, generator, quality=args.quality, **options)
+    return min(1, make_all(results, enlarge, originals, args.force))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidy up as after Ctrl-C
+    for name in ("SIGTERM", "SIGHUP"):  # tidy up as after Ctrl-C
+        number = getattr(signal, name, None)  # Windows has no SIGHUP; under `nohup` it is ignored
+        if number and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     sys.exit(main())

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tools.image_files import IMAGE_SUFFIXES, open_image, sixteen_bit_array
+from tools.image_files import naming, open_image, sixteen_bit_array
 
 SCALE = 4  # HR is 4 times as high and as wide as LR
 
@@ -90,28 +90,14 @@ def read_image(path: str | Path) -> np.ndarray:
     8, alpha is dropped. Raises what `tools.image_files.open_image` raises, and ValueError for
     floating-point and 32-bit images, whose range is unknown.
     """
-    image = open_image(path)
-    if image.mode[0] in "IF":
-        values = sixteen_bit_array(image, path).astype(np.uint32)
-        gray = ((values + 128) // 257).astype(np.uint8)  # 257 = 65535 / 255; + 128 rounds
-        return np.repeat(gray[..., None], 3, axis=2)
-    # Through RGBA: transparent palettes and premultiplied alpha have no direct way to RGB.
-    return np.array(image.convert("RGBA").convert("RGB"))
-
-
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The files in `paths` and the images directly in its folders; ValueError if one has none."""
-    images = []
-    for path in map(Path, paths):
-        files = [path]  # whether it is an image shows when it is opened
-        if path.is_dir():
-            files = [file for file in sorted(path.glob("[!.]*")) if file.is_file()]
-            files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-        if not files:
-            raise ValueError(f"{path}: no images in this folder; name its subfolders themselves")
-        images += files
-    # Each once; a link and what it points to are two names.
-    return list({path.parent.resolve() / path.name: path for path in images}.values())
+    with naming(path):
+        image = open_image(path)
+        if image.mode[0] in "IF":
+            values = sixteen_bit_array(image, path).astype(np.uint32)
+            gray = ((values + 128) // 257).astype(np.uint8)  # 257 = 65535 / 255; + 128 rounds
+            return np.repeat(gray[..., None], 3, axis=2)
+        # Through RGBA: transparent palettes and premultiplied alpha have no direct way to RGB.
+        return np.array(image.convert("RGBA").convert("RGB"))
 
 
 def write_image(path: str | Path, array: np.ndarray) -> None:

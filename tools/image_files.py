@@ -1,32 +1,76 @@
-"""Image files through Pillow: formats, modes, 16 bits, colour profiles, and PNG written in strips.
+"""Image files: libvips for those of `super_resolve.py`, Pillow for images as 8-bit RGB.
 
-Knows Pillow's internals so that no other module has to; knows nothing of tensors or networks.
+Knows the formats and both libraries so that no other module has to; knows nothing of tensors.
 """
 
+import functools
 import io
+import logging
 import struct
-import sys
 import warnings
 import zlib
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-# What Pillow may decode. Its other plug-ins are left out: some start programs (EPS: Ghostscript).
+# What may be decoded. Other plug-ins are left out: some start programs (EPS: Ghostscript).
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "TGA")
+LIBVIPS_FORMATS = ("Png", "Jpeg", "Webp", "Heif", "Tiff", "Nsgif", "Raw")
 IMAGE_SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm",
-    ".jp2", ".tga",
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".heic", ".heif", ".tif",
+    ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga",
 )  # fmt: skip
+WRITERS = {  # suffix: libvips' options
+    ".png": {"compression": 2, "filter": "up"},  # more takes twice the time for a few percent
+    ".tif": {"compression": "deflate", "predictor": "horizontal"},
+    ".jpg": {"Q": 95}, ".webp": {"Q": 95}, ".avif": {"Q": 85},
+}  # fmt: skip
+LARGEST = {".jpg": 65535, ".webp": 16383, ".avif": 65535}  # pixels a side
+METADATA = {"icc_profile": "icc-profile-data", "exif": "exif-data", "xmp": "xmp-data"}  # libvips'
 ORIENTATION = 0x0112  # the EXIF tag
-CAUSES = {  # of errors while reading, beside damage
+# Of a TIFF file's tags those that are EXIF data: description, camera, date, people, place.
+TIFF_TEXTS = {270, 271, 272, 305, 306, 315, 33432, 34665, 34853}
+CAUSES = {  # of errors while reading, beside what the decoder says
     UnidentifiedImageError: "not an image, or of a kind that is not read; save it as PNG or JPEG",
     PermissionError: "it may not be read; change its permissions",
     MemoryError: "not enough memory to decode it; cut it into parts or close other programs",
 }
+UNKNOWN_RANGE = "32-bit or floating-point of unknown range; save it as 16 bits"
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Make OSError or ValueError of whatever a decoder raises: the file, the cause, the way out.
+
+    Damaged files raise nearly anything, even AssertionError, SyntaxError and KeyError.
+    """
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        way_out = "cut it or raise PIL.Image.MAX_IMAGE_PIXELS (super_resolve.py --large)"
+        raise ValueError(f"{path}: {error}; {way_out}") from error
+    except Exception as error:
+        if isinstance(error, (OSError, ValueError)) and str(error).startswith(f"{path}: "):
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        cause = f"damaged or incomplete, or of a kind that is not supported ({message})"
+        cause = CAUSES.get(type(error), f"{cause}; copy it again, or save it as PNG")
+        raise OSError(f"{path}: {cause}") from error
+
+
+def _content(path):
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file (current folder: {Path.cwd()})")
+    if not path.is_file():
+        raise OSError(f"{path}: not a file, but a folder or device; name an image file")
+    return path.read_bytes()
+
+
+# --- Pillow: images as PIL images, and as arrays -------------------------------------------------
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -35,66 +79,33 @@ def open_image(path: str | Path) -> Image.Image:
     Other modes and `info` (ICC profile, resolution) stay. Warns where 16 bits a channel are read
     as 8. Raises OSError or ValueError for what is missing, no image, damaged, animated, too large.
     """
-    image, layout = _decode(path)
-    _warn_of_lost_bits(path, image, layout)
-    return image
+    with naming(path):
+        content, formats = _content(path), IMAGE_FORMATS
+        if content[4:8] == b"ftyp":
+            import pillow_heif  # for HEIC only
 
-
-def open_deep_image(path: str | Path) -> tuple[Image.Image, np.ndarray | None]:
-    """As `open_image`, and of PNG and TIFF files with 16-bit colours also uint16 (H, W, 3 or 4).
-
-    Pillow keeps the upper byte of each 16-bit number. Told the other byte order, it keeps the
-    lower byte, so two decodings give both.
-    """
-    image, layout = _decode(path)
-    mode, _, order = layout.partition(";16")
-    swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-    readable = mode == image.mode and mode in ("RGB", "RGBA") and order in swapped
-    if not readable or "transparency" in image.info:
-        _warn_of_lost_bits(path, image, layout)
-        return image, None
-    lower, _ = _decode(path, f"{mode};16{swapped[order]}")
-    return image, (np.array(image).astype(np.uint16) << 8) | np.asarray(lower)
-
-
-def _warn_of_lost_bits(path, image, layout):
-    if ";16" in layout and image.mode[0] != "I":
-        warnings.warn(f"{path}: 16 bits a channel are read as 8, Pillow's limit", stacklevel=3)
-
-
-def _decode(path, read_as=None):
-    """The upright image, and Pillow's name for the layout of the file's pixels (its "raw mode").
-
-    "RGB;16B" are big-endian 16-bit colours. `read_as` is a layout to decode instead of the file's.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file (current folder: {Path.cwd()})")
-    if not path.is_file():
-        raise OSError(f"{path}: not a file, but a folder or device; name an image file")
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            problem = _unsupported(image)
-            if problem is None:
-                layout = " ".join(sorted({_layout(tile) for tile in image.tile}))
-                if read_as:
-                    image.tile = [_with_layout(tile, read_as) for tile in image.tile]
-                image.load()
-                return prepare_image(image), layout
-    except Image.DecompressionBombError as error:
-        way_out = "cut it or raise PIL.Image.MAX_IMAGE_PIXELS (super_resolve.py --large)"
-        raise ValueError(f"{path}: {error}; {way_out}") from error
-    except Exception as error:  # damaged files raise nearly anything, even SyntaxError and KeyError
-        damaged = f"damaged or incomplete ({error}); copy or download it again"
-        raise OSError(f"{path}: {CAUSES.get(type(error), damaged)}") from error
-    raise ValueError(f"{path}: {problem}")
+            pillow_heif.register_heif_opener()
+            formats += ("HEIF",)
+        # From memory: of files, Pillow scrambles uncompressed TIFF images that are to be turned.
+        with Image.open(io.BytesIO(content), formats=formats) as image:
+            if problem := _unsupported(image):
+                raise ValueError(f"{path}: {problem}")
+            layouts = " ".join(str(tile[3]) for tile in image.tile)  # such as RGB;16B
+            tags = dict(image.tag_v2) if image.format == "TIFF" else {}
+            image.load()
+            if image.mode[0] != "I" and (";16" in layouts or ", 65535)" in layouts):
+                limit = "16 bits a channel are read as 8, Pillow's limit"
+                warnings.warn(f"{path}: {limit}", stacklevel=2)
+            return prepare_image(_spread(image, tags))
 
 
 def _unsupported(image):
     """Why an opened file cannot be read, and the way out; None if it can."""
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # MPO: a camera's JPEG, its previews come second
+    if frames > 1 and image.format not in ("MPO", "HEIF"):  # their previews come second
         return f"{frames} frames or pages, which is not supported; save the one you want as PNG"
+    if image.format == "PNG" and image.mode == "P" and image.palette is None:
+        return "a palette image without its palette: damaged; copy it again"
     tags = image.tag_v2 if image.format == "TIFF" else {}
     planes = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
     if planes and max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))) > 8:  # Pillow reads noise
@@ -102,17 +113,16 @@ def _unsupported(image):
     return None
 
 
-def _layout(tile):
-    """The raw mode of a Pillow tile: its first argument."""
-    args = tile.args if isinstance(tile.args, tuple) else (tile.args,)
-    if tile.codec_name == "ppm":
-        return f"{args[0]};16" if args[1] > 255 else args[0]
-    return args[0] if args and isinstance(args[0], str) else ""
-
-
-def _with_layout(tile, layout):
-    args = (layout, *tile.args[1:]) if isinstance(tile.args, tuple) else layout
-    return tile._replace(args=args)
+def _spread(image, tags):
+    """A gray TIFF image of 12 or 16 bits with 0 as black and 65535 as white."""
+    top = 2 ** tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0] - 1
+    inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    if not image.mode.startswith("I;16") or not (inverted or top < 65535):
+        return image
+    values = np.asarray(image).astype(np.uint32) * 65535 // top
+    spread = Image.fromarray((65535 - values if inverted else values).astype(np.uint16))
+    spread.info = image.info
+    return spread
 
 
 def prepare_image(image: Image.Image) -> Image.Image:
@@ -138,29 +148,35 @@ def sixteen_bit_array(image: Image.Image, name: str | Path = "image") -> np.ndar
     """A gray PIL image of mode I;16... or I as uint16 (H, W); ValueError for an unknown range."""
     values = np.array(image)
     if image.mode == "F" or (values.size and not 0 <= values.min() <= values.max() <= 65535):
-        raise ValueError(f"{name}: 32-bit or floating-point of unknown range; save it as 16 bits")
+        raise ValueError(f"{name}: {UNKNOWN_RANGE}")
     return values.astype(np.uint16)
 
 
 def pil_to_array(image: Image.Image, name: str | Path = "image") -> tuple[np.ndarray, dict]:
-    """A PIL image of any mode as an array, and its "icc_profile" and "dpi" where it has them.
+    """A PIL image of any mode as an array, and what is known of it.
 
-    The array is uint8 or uint16, (H, W) for gray or (H, W, C): gray and alpha, RGB, RGBA. Raises
-    ValueError for several frames and for an unknown range; `name` begins the message.
+    The array is uint8 or uint16, (H, W) for gray or (H, W, C): gray and alpha, RGB, RGBA; the dict
+    has "icc_profile", "exif", "xmp" and "dpi" where the image has them. Raises ValueError for
+    several frames, an unknown range and a closed image; `name` begins the message.
     """
-    if getattr(image, "is_animated", False) and image.format != "MPO":
+    try:
+        image.load()
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}; open it again, or give its path") from error
+    if getattr(image, "is_animated", False) and image.format not in ("MPO", "HEIF"):
         raise ValueError(f"{name}: {image.n_frames} frames or pages; choose one with .copy()")
-    image = prepare_image(image)
-    if image.mode[0] in "IF":
-        array = sixteen_bit_array(image, name)
-    else:
-        mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-        if image.has_transparency_data:  # alpha, or a transparent colour or palette entry
-            mode += "A"
-        array = np.asarray(image if image.mode == mode else image.convert(mode))
-    info = {}
-    if image.info.get("icc_profile") and image.mode != "LAB":  # LAB's profile is not RGB's
-        info["icc_profile"] = image.info["icc_profile"]
+    with naming(name):
+        image = prepare_image(image)
+        if image.mode[0] in "IF":
+            array = sixteen_bit_array(image, name)
+        else:
+            mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+            if image.has_transparency_data:  # alpha, or a transparent colour or palette entry
+                mode += "A"
+            array = np.asarray(image if image.mode == mode else image.convert(mode))
+    info = {key: image.info[key] for key in METADATA if isinstance(image.info.get(key), bytes)}
+    if image.mode == "LAB":  # its profile is not RGB's
+        info.pop("icc_profile", None)
     with suppress(KeyError, TypeError, ValueError, ZeroDivisionError):  # none, or nonsense
         dpi = tuple(float(value) for value in image.info["dpi"])
         if len(dpi) == 2 and all(0 < value < 1e6 for value in dpi):
@@ -168,40 +184,163 @@ def pil_to_array(image: Image.Image, name: str | Path = "image") -> tuple[np.nda
     return array, info
 
 
-def write_png(
-    path: Path, strips: Iterable, size: tuple, channels: int, dtype: np.dtype, info: dict
-) -> None:
-    """Write an image in strips (h, W, C), from top to bottom; Pillow would need all at once.
+# --- libvips: from file to file ------------------------------------------------------------------
 
-    `size` is (H, W) of the whole, `dtype` uint8 or uint16, `info` as from `pil_to_array`. The
-    format: https://www.w3.org/TR/png-3/. Rows are stored minus the row above (filter type 2).
+
+@functools.cache
+def _libvips():
+    """The module pyvips, which training does not need, with the decoders named above only."""
+    import pyvips
+
+    logging.getLogger("pyvips").setLevel(logging.ERROR)
+    pyvips.cache_set_max(0)  # it would keep files open
+    pyvips.operation_block_set("VipsForeignLoad", True)
+    for name in LIBVIPS_FORMATS:
+        pyvips.operation_block_set(f"VipsForeignLoad{name}", False)
+    return pyvips
+
+
+def read_picture(path: str | Path) -> tuple[np.ndarray, dict]:
+    """Decode an image file, upright, as what `pil_to_array` returns, with all its bits.
+
+    What libvips does not read, Pillow does. Raises OSError or ValueError as `open_image` does.
     """
-    height, width = size
-    bits = 8 * np.dtype(dtype).itemsize
-    with open(path, "wb") as file:
+    vips = _libvips()
+    with naming(path):
+        content = _content(path)
+        try:
+            return _decode(vips, content, path)
+        except vips.Error:  # it is BMP, PPM, TGA, JPEG 2000, a phone's HEIC, a rare TIFF or damaged
+            return pil_to_array(open_image(path), path)
 
-        def chunk(kind, data):
-            checksum = struct.pack(">I", zlib.crc32(kind + data))
-            file.write(struct.pack(">I", len(data)) + kind + data + checksum)
 
-        file.write(b"\x89PNG\r\n\x1a\n")
-        colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-        chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
-        if "icc_profile" in info:
-            chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(info["icc_profile"]))
-        if "dpi" in info:
-            per_metre = [round(value / 0.0254) for value in info["dpi"]]
-            chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1))
-        packer = zlib.compressobj()
-        above = np.zeros((1, width * channels * bits // 8), np.uint8)
-        for strip in strips:
-            for first in range(0, len(strip), 64):
-                rows = strip[first : first + 64].astype(strip.dtype.newbyteorder(">"))
-                rows = rows.view(np.uint8).reshape(len(rows), -1)
-                filtered = np.full((len(rows), 1 + rows.shape[1]), 2, np.uint8)
-                np.subtract(rows, np.concatenate([above, rows[:-1]]), out=filtered[:, 1:])
-                if data := packer.compress(filtered):
-                    chunk(b"IDAT", data)
-                above = rows[-1:]
-        chunk(b"IDAT", packer.flush())
-        chunk(b"IEND", b"")
+def _decode(vips, content, path):
+    image = vips.Image.new_from_buffer(content, "", access="sequential", fail_on="error")
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > 2 * limit:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+    fields = {name: image.get(name) for name in image.get_fields()}
+    loader, chunks, tags = fields["vips-loader"], _png_chunks(content), Image.Exif()
+    if loader == "tiffload_buffer":
+        with suppress(Exception):  # Pillow does not read large ones (BigTIFF)
+            tags.load(content)  # EXIF data have the format of a TIFF file
+    extra_samples = tags.get(TiffImagePlugin.EXTRASAMPLES)
+    ycbcr = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 6  # libvips takes it for RGB
+    pages = 1 if loader == "heifload_buffer" else fields.get("n-pages", 1)
+    if pages > 1 or b"acTL" in chunks:  # an animated PNG
+        raise ValueError(f"{path}: several frames or pages; save the one you want as PNG")
+    if image.format not in ("uchar", "ushort"):
+        raise ValueError(f"{path}: {UNKNOWN_RANGE}")
+
+    info = {name: fields[key] for name, key in METADATA.items() if key in fields}
+    stored = "resolution-unit" in fields or b"pHYs" in chunks  # else it is libvips' own
+    if stored and min(image.xres, image.yres) > 0:
+        info["dpi"] = image.xres * 25.4, image.yres * 25.4
+    if b"cICP" in chunks and "icc_profile" not in info:
+        info["cicp"] = chunks[b"cICP"]
+    if texts := TIFF_TEXTS & set(tags):
+        for tag in set(tags) - texts:
+            del tags[tag]
+        info["exif"] = tags.tobytes()
+
+    image = image.copy_memory().autorot()
+    if image.interpretation == "cmyk":
+        rgb = Image.fromarray(image[:4].cast("uchar", shift=True).numpy(), mode="CMYK")
+        rgb.info = info
+        return pil_to_array(rgb, path)
+    if extra_samples == 0:  # of unknown meaning, not alpha
+        image = image[: image.bands - 1]
+    colours = image.bands - (image.bands in (2, 4))  # the rest is alpha
+    if colours > 3 or ycbcr or image.interpretation not in ("b-w", "grey16", "srgb", "rgb16"):
+        raise vips.Error(f"{image.bands} channels of {image.interpretation}")
+    bits = fields.get("bits-per-sample", 16)
+    if image.format == "ushort" and bits < 16:  # AVIF's 10 or 12 are the upper ones
+        image = (image * (65535 / (65536 - 2 ** (16 - bits)))).rint().cast("ushort")
+    array = image.numpy()
+    if b"gAMA" in chunks and not {b"iCCP", b"sRGB", b"cICP"} & set(chunks):
+        gamma = int.from_bytes(chunks[b"gAMA"], "big") / 100000 * 2.2  # 1 is that of sRGB
+        top = np.iinfo(array.dtype).max
+        if gamma > 0 and abs(gamma - 1) > 0.05:
+            levels = np.round((np.arange(top + 1) / top) ** (1 / gamma) * top)
+            array = array.reshape(*array.shape[:2], -1).copy()
+            array[..., :colours] = levels[array[..., :colours]]
+    return array, info
+
+
+def _png_chunks(content):
+    """{kind: data} of the chunks before a PNG's pixels; the format: https://www.w3.org/TR/png-3/"""
+    chunks, file, kind = {}, io.BytesIO(content), None
+    if file.read(8) == b"\x89PNG\r\n\x1a\n":
+        while kind not in (b"IDAT", b""):
+            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+            chunks[kind] = file.read(length)
+            file.read(4)  # the checksum
+    return chunks
+
+
+def write_picture(
+    path: str | Path,
+    strips: Iterable[np.ndarray],
+    size: tuple[int, int],
+    channels: int,
+    dtype: np.dtype,
+    info: dict,
+    quality: int | None = None,
+) -> None:
+    """Write an image that comes in strips (h, W, C), from top to bottom, in the suffix's format.
+
+    `size` is (H, W) of the whole, `dtype` uint8 or uint16, `info` as from `read_picture`. The
+    strips wait uncompressed in a file beside `path`. `quality` is 1 to 100 for JPEG, WebP and AVIF;
+    PNG and TIFF lose nothing. Warns of what the format cannot hold. Raises ValueError for another
+    suffix or quality and for too large an image, OSError for what cannot be written.
+    """
+    vips, path, (height, width) = _libvips(), Path(path), size
+    deep, suffix = dtype == np.uint16, path.suffix.lower()
+    suffix = {".jpeg": ".jpg", ".tiff": ".tif"}.get(suffix, suffix)
+    if suffix not in WRITERS:
+        accepted = "accepted are .png, .jpg, .webp, .avif and .tif"
+        raise ValueError(f"images are not written as '{path.suffix}'; {accepted}")
+    options, largest = dict(WRITERS[suffix]), LARGEST.get(suffix, 2**31)
+    if max(size) > largest:
+        raise ValueError(f"{suffix} holds {largest} pixels a side, not {max(size)}; choose .png")
+    if quality is not None:
+        if "Q" not in options or not 1 <= quality <= 100:
+            accepted = "it is 1 to 100, for .jpg, .webp and .avif"
+            raise ValueError(f"quality is {quality} for {suffix}; {accepted}")
+        options["Q"] = quality
+    if suffix == ".tif":
+        options["bigtiff"] = height * width * channels * np.dtype(dtype).itemsize > 2**31
+    lost = {
+        "transparency (it is laid on white)": suffix == ".jpg" and channels in (2, 4),
+        "16 bits": deep and suffix in (".jpg", ".webp"),
+        "EXIF data": "exif" in info and suffix == ".tif",
+        "the colour space of HDR": "cicp" in info and suffix != ".png",
+    }
+    if any(lost.values()):
+        names = ", ".join(name for name, applies in lost.items() if applies)
+        warnings.warn(f"{suffix} does not keep {names}; .png does", stacklevel=2)
+    raw = path.with_suffix(".raw")
+    try:
+        with open(raw, "wb") as file:
+            for strip in strips:
+                file.write(np.ascontiguousarray(strip).data)
+        form, kind = ("ushort", ("grey16", "rgb16")) if deep else ("uchar", ("b-w", "srgb"))
+        of_file = {"format": form, "interpretation": kind[channels > 2]}
+        image = vips.Image.rawload(str(raw), width, height, channels, **of_file)
+        x, y = info.get("dpi", (72, 72))
+        image = image.copy(xres=x / 25.4, yres=y / 25.4)
+        for name in METADATA.keys() & info.keys():
+            image.set_type(vips.GValue.blob_type, METADATA[name], info[name])
+        image.set_type(vips.GValue.gint_type, "orientation", 1)
+        if "exif" not in info and (suffix != ".jpg" or "dpi" not in info):  # it would invent some
+            options["keep"] = "xmp|icc|other"
+        image.write_to_file(str(path), background=[65535 if deep else 255], **options)
+    except vips.Error as error:
+        raise OSError(f"cannot be written: {' '.join(str(error).split())}") from error
+    finally:
+        with suppress(OSError):
+            raw.unlink()
+    if "cicp" in info and suffix == ".png":
+        content, chunk = path.read_bytes(), b"cICP" + info["cicp"]
+        chunk = struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        path.write_bytes(content[:33] + chunk + content[33:])  # after the header

@@ -1,0 +1,421 @@
+"""The command line of super_resolve.py: what it makes, says and returns, and what it never does."""
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import trained_generator
+from PIL import Image
+from skimage import data
+
+import super_resolve as module
+from imresize import imresize
+from models import save_generator
+from super_resolve import super_resolve
+from utils import read_image, to_array, to_tensor
+
+BICUBIC = ["--method", "bicubic"]
+posix = pytest.mark.skipif(sys.platform == "win32", reason="of POSIX alone")
+
+
+def photo(height, width):
+    return np.ascontiguousarray(data.astronaut()[:height, 100 : 100 + width])
+
+
+def run(*arguments):
+    return module.main([str(argument) for argument in arguments])
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*.*"))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return trained_generator(blocks=1, channels=4)
+
+
+@torch.inference_mode()
+def whole(generator, image):
+    return to_array(generator(to_tensor(image)))
+
+
+@pytest.fixture
+def folder(tmp_path, tiny, monkeypatch):
+    """A current folder with weights, two images, a damaged one, and a file that is no image."""
+    monkeypatch.chdir(tmp_path)
+    save_generator("checkpoints/some preset/srgan.safetensors", tiny)
+    os.makedirs("照片 1/empty")
+    Image.fromarray(photo(20, 30)).save("照片 1/a.jpg")
+    Image.fromarray(photo(30, 20)).save("照片 1/b.png")
+    Path("照片 1/c.png").write_bytes(Path("照片 1/b.png").read_bytes()[:200])
+    Path("照片 1/notes.txt").write_text("no image")
+    return tmp_path
+
+
+# --- what it makes -------------------------------------------------------------------------------
+
+
+def test_it_goes_on_after_a_failure_and_sums_up(folder, tiny, capsys):
+    # a.jpg is named twice.
+    assert run("照片 1", "照片 1/a.jpg", "-o", "out", "--device", "cpu") == 1
+    printed = capsys.readouterr()
+    assert "2 enlarged, 0 skipped, 1 failed" in printed.out and "c.png: " in printed.err
+    assert "照片 1: 1 file passed over: .txt" in printed.out
+    assert files("out") == ["a.png", "b.png"]
+    assert np.array_equal(read_image("out/b.png"), whole(tiny, photo(30, 20)))
+
+
+def test_a_second_run_makes_what_is_missing(folder, capsys):
+    Path("out").mkdir()
+    Path("out/b.png").write_bytes(b"mine")
+    for made in (1, 0):
+        assert run("照片 1/a.jpg", "照片 1/b.png", "-o", "out") == 0
+        assert f"{made} enlarged, {2 - made} skipped, 0 failed" in capsys.readouterr().out
+    assert Path("out/b.png").read_bytes() == b"mine"
+
+
+def test_force_replaces_results(folder, tiny):
+    Path("out").mkdir()
+    Path("out/b.png").write_bytes(b"old")
+    assert run("照片 1/b.png", "-o", "out", "--force", "--ensemble", "--tile", "16") == 0
+    expected = super_resolve(tiny, photo(30, 20), tile=16, ensemble=True, progress=False)
+    assert np.array_equal(read_image("out/b.png"), expected)
+
+
+def test_the_options_reach_the_network(folder, tiny):
+    assert run("照片 1/b.png", "-o", "out", "--back-projection", "--device", "cpu") == 0
+    expected = super_resolve(tiny, photo(30, 20), back_projection=True, progress=False)
+    assert np.array_equal(read_image("out/b.png"), expected)
+    assert run("照片 1/b.png", "-o", "plain", *BICUBIC) == 0
+    assert np.array_equal(read_image("plain/b.png"), imresize(photo(30, 20), 4))
+
+
+def test_subfolders_keep_their_structure_and_images_of_one_name_are_all_made(folder, capsys):
+    for name, side in (("in/a.png", 5), ("in/x/a.png", 6), ("in/x/a.webp", 7), ("in/a.gif", 8)):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(side, 5)).save(name)
+    assert run("in", "-o", "in/x/out", "--recursive", *BICUBIC) == 0
+    sizes = {"a.png.png": 5, "x/a.png.png": 6, "x/a.webp.png": 7, "a.gif.png": 8}
+    assert {name: len(read_image(f"in/x/out/{name}")) for name in files("in/x/out")} == {
+        name: 4 * side for name, side in sizes.items()
+    }
+    assert run("in", "-o", "in/x/out", "--recursive", *BICUBIC) == 0
+    assert "0 enlarged, 4 skipped, 0 failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("format", ["png", "jpg", "webp", "avif", "tiff"])
+def test_every_format_is_written(folder, format):
+    if format == "avif":
+        pytest.importorskip("PIL._avif")
+    assert run("照片 1/b.png", "-o", "out", "--format", format, *BICUBIC) == 0
+    assert files("out") == [f"b.{format}"]
+    with Image.open(f"out/b.{format}") as image:
+        assert image.format == {"jpg": "JPEG"}.get(format, format.upper())
+        difference = np.array(image.convert("RGB")).astype(int) - imresize(photo(30, 20), 4)
+        assert np.abs(difference).mean() < (1e-9 if format in ("png", "tiff") else 5)
+
+
+def test_less_quality_makes_smaller_files(folder):
+    sizes = []
+    for quality in (10, 95):
+        options = ["--format", "jpg", "--quality", quality, *BICUBIC, "--force"]
+        assert run("照片 1/b.png", "-o", "out", *options) == 0
+        sizes.append(os.path.getsize("out/b.jpg"))
+    assert 2 * sizes[0] < sizes[1]
+
+
+def test_what_a_format_does_not_keep_is_said_for_each_image(folder, capsys):
+    for name in ("x.png", "y.png"):
+        Image.fromarray(np.dstack([photo(5, 5), photo(5, 5)[..., 0]])).save(name)
+    assert run("x.png", "y.png", "-o", "out", "--format", "jpg", *BICUBIC) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "transparency" in line]
+    assert len(said) == 2 and all(line.startswith("  warning: ") for line in said)
+
+
+@posix
+def test_links_are_names_of_their_own(folder, capsys):
+    Path("in").mkdir()
+    Path("照片 1/b.png").rename("in/B.1.PNG")
+    os.symlink("B.1.PNG", "in/link.png")
+    os.symlink("nowhere.png", "in/broken.png")
+    os.symlink("in", "other")
+    # All the same two, and one that is missing.
+    assert run("in", "other", "in/../in/B.1.PNG", "-o", "结果 1/二", *BICUBIC) == 1
+    printed = capsys.readouterr()
+    assert "2 enlarged, 0 skipped, 1 failed" in printed.out
+    assert "in/broken.png: no such file" in printed.err
+    assert files("结果 1/二") == ["B.1.png", "link.png"]
+
+
+def test_an_image_beyond_pillows_limit_is_read_when_asked_for(folder, monkeypatch, capsys):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # put back after the test
+    assert run("照片 1/b.png", "-o", "out") == 1
+    assert "--large" in capsys.readouterr().err
+    assert run("照片 1/b.png", "-o", "out", "--large") == 0
+    assert read_image("out/b.png").shape == (120, 80, 3)
+
+
+def test_demo_reduces_enlarges_and_scores(folder, capsys):
+    Image.fromarray(photo(101, 130)).save("original.png")
+    assert run("--demo", "original.png", "-o", "out") == 0
+    printed = capsys.readouterr().out
+    assert "bicubic" in printed and "srgan" in printed and printed.count("dB") == 2
+    assert read_image("out/demo/original.png").shape[0] > 100
+
+
+def test_export_writes_onnx(folder):
+    pytest.importorskip("onnx")
+    assert run("--export", "out/generator.onnx") == 0
+    assert files("out") == ["generator.onnx"]
+    assert Path("out/generator.onnx").stat().st_size > 1000
+
+
+# --- stdin and stdout ----------------------------------------------------------------------------
+
+
+def test_an_image_goes_from_stdin_to_stdout_and_messages_to_stderr(folder):
+    command = [sys.executable, module.__file__, *BICUBIC, "-", "-o", "-"]
+    image = Path("照片 1/b.png").read_bytes()
+    done = subprocess.run(command, input=image, capture_output=True, timeout=300)
+    assert done.returncode == 0
+    with Image.open(io.BytesIO(done.stdout)) as image:
+        assert np.array_equal(np.array(image), imresize(photo(30, 20), 4))
+    assert b"1 enlarged" in done.stderr
+    assert sorted(os.listdir()) == ["checkpoints", "照片 1"]
+
+
+def stream(content=b""):
+    """A text stream as `sys.stdin` and `sys.stdout` are: with `buffer`."""
+    return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8")
+
+
+def test_a_failure_writes_nothing_to_stdout(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", stream(b"no image"))
+    monkeypatch.setattr(sys, "stdout", stream())
+    assert run("-", "-o", "-", *BICUBIC) == 1
+    assert sys.stdout.buffer.getvalue() == b""
+    assert "not an image" in capsys.readouterr().err
+
+
+def test_stdin_is_one_of_the_inputs_and_stdout_is_for_one_image(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", stream(Path("照片 1/b.png").read_bytes()))
+    assert run("-", "照片 1/a.jpg", "-o", "out", *BICUBIC) == 0
+    assert files("out") == ["a.png", "stdin.png"]
+    assert run("照片 1", "-o", "-", *BICUBIC) == 1
+    assert "-o - is for one image, not for 3" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdout", stream())
+    assert run("照片 1/b.png", "-o", "-", *BICUBIC) == 0
+    with Image.open(sys.stdout.buffer) as image:
+        assert image.size == (80, 120)
+    assert not Path("-").exists()
+
+
+# --- originals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "a.png -o .",
+        "a.png -o . --format jpg",  # a.jpg is an input too
+        "in -o in",
+        "in/sub/../a.png -o in",
+        "in/a.png --weights g.safetensors --demo out/a.png -o out",
+        "--weights g.safetensors --export g.safetensors",
+        "--weights g.safetensors --export in/../g.safetensors",
+        "in/a.png -o new --weights g.safetensors --export in/a.png",
+        "--weights g.safetensors --demo out/demo/x.png -o out",
+        "--weights g.safetensors --demo out/demo/x.png -o out --export new.onnx",
+        "in/a.png -o new --weights g.safetensors --demo out/demo/x.png --export out/demo/x.png",
+    ],
+)
+def test_no_original_is_replaced_whatever_is_asked_for(folder, tiny, capsys, command):
+    save_generator("g.safetensors", tiny)
+    for name in ("a.png", "a.jpg", "in/a.png", "in/sub/b.png", "out/a.png", "out/demo/x.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(24, 24)).save(name)
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    inputs = ["a.jpg"] if "jpg" in command else []
+    assert run(*command.split(), *inputs, "--force") == 1
+    error = capsys.readouterr().err
+    assert "would replace an original" in error or "is searched for images" in error
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+
+
+def test_what_exists_is_not_replaced_without_force(folder, capsys):
+    Path("out/demo").mkdir(parents=True)
+    for name, command in {
+        "out/demo/b.png": ["--demo", "照片 1/b.png", "-o", "out", *BICUBIC],
+        "generator.onnx": ["--export", "generator.onnx"],
+    }.items():
+        Path(name).write_bytes(b"mine")
+        assert run(*command) == 1
+        assert "exists" in capsys.readouterr().err
+        assert Path(name).read_bytes() == b"mine"
+    assert run("--demo", "照片 1/b.png", "-o", "out", *BICUBIC, "--force") == 0
+    assert len(read_image("out/demo/b.png")) > 30
+
+
+def test_a_file_that_appears_while_its_result_is_computed_stays(folder, monkeypatch, capsys):
+    make = module.super_resolve_file
+
+    def slow(generator, source, target, **options):
+        make(generator, source, target, **options)
+        Path("out/b.png").write_bytes(b"mine")
+
+    monkeypatch.setattr(module, "super_resolve_file", slow)
+    assert run("照片 1/b.png", "-o", "out", *BICUBIC) == 1
+    assert "b.png exists" in capsys.readouterr().err
+    assert Path("out/b.png").read_bytes() == b"mine"
+    assert [path.name for path in Path("out").iterdir()] == ["b.png"]
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+def test_a_mistake_in_the_code_is_named_and_the_others_are_made(folder, monkeypatch, capsys):
+    enlarge = module._strips
+
+    def strips(generator, image, *arguments, **options):
+        assert image.shape[0] != 20, "wrong shape"
+        return enlarge(generator, image, *arguments, **options)
+
+    monkeypatch.setattr(module, "_strips", strips)
+    assert run("照片 1/a.jpg", "照片 1/b.png", "-o", "out", *BICUBIC) == 1
+    assert "a.jpg: AssertionError: wrong shape" in capsys.readouterr().err
+    assert files("out") == ["b.png"]
+
+
+def test_a_full_disk_fails_one_image_and_leaves_nothing(folder, monkeypatch, capsys):
+    make, calls = module.super_resolve_file, []
+
+    def full(generator, source, target, **options):
+        make(generator, source, target, **options)
+        calls.append(source)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "super_resolve_file", full)
+    assert run("照片 1/a.jpg", "照片 1/b.png", "-o", "out") == 1
+    printed = capsys.readouterr()
+    assert f"{Path('照片 1/a.jpg')}: [Errno 28] No space left on device" in printed.err
+    assert "1 enlarged, 0 skipped, 1 failed" in printed.out
+    assert [path.name for path in Path("out").iterdir()] == ["b.png"]
+
+
+def test_names_that_the_terminal_cannot_show(folder, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert run("照片 1", "-o", "out", *BICUBIC) == 1
+    assert len(files("out")) == 2
+    sys.stdout.flush()
+    assert b"?? 1" in sys.stdout.buffer.getvalue()
+
+
+def test_an_output_folder_that_is_a_file_is_named(folder, capsys):
+    Path("file").write_text("no folder")
+    assert run("照片 1/a.jpg", "-o", "file", *BICUBIC) == 1
+    assert "'file'" in capsys.readouterr().err
+    assert Path("file").read_text() == "no folder"
+
+
+def test_what_is_missing_is_said(folder, capsys):
+    for command, said in {
+        ("照片 1/a.jpg", "--method", "srresnet"): "srresnet.safetensors",
+        ("照片 1/a.jpg", "--weights", "照片 1/notes.txt"): "notes.txt",
+        ("nowhere.png",): "nowhere.png: no such file",
+        ("*.gif",): "*.gif: no such file",
+        ("照片 1/a.jpg", "照片 1/empty"): "empty: no images",
+        ("照片 1/a.jpg", "--tile", "0"): "tile is a whole number",
+        ("照片 1/a.jpg", "--device", "nonsense"): "'nonsense' cannot be used",
+    }.items():
+        assert run(*command) == 1
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "--export a.onnx --method bicubic",
+        "a.png --quality 80",
+        "a.png --format tiff --quality 80",
+        "a.png --format jpg --quality 0",
+        "a.png --format jpg --quality 101",
+        "a.png --format jxl",
+        "a.png -o - --demo a.png",
+        "-o - --export a.onnx",
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(folder, command):
+    with pytest.raises(SystemExit) as refused:
+        run(*command.split())
+    assert refused.value.code == 2
+
+
+# --- stopping ------------------------------------------------------------------------------------
+
+
+def test_stopping_says_how_to_go_on(folder, monkeypatch, capsys):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_enlarge", stop)
+    assert run("照片 1/a.jpg", "-o", "out") == 130
+    assert "the same command resumes" in capsys.readouterr().err
+    assert run("照片 1/a.jpg", "-o", "out", "--force") == 130
+    assert "the same command without --force resumes" in capsys.readouterr().err
+    assert not any(Path("out").iterdir())
+
+
+def start(folder, *prefix):
+    """The command in a process of its own, while it writes out/large.png."""
+    Image.fromarray(photo(400, 400)).resize((2000, 2000)).save("large.bmp")
+    command = [*prefix, sys.executable, module.__file__, "large.bmp", "-o", "out", "--tile", "200"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    printed = b""
+    while b"px" not in printed:  # the progress bar: it computes
+        printed += process.stderr.read(1)
+        assert process.poll() is None, printed
+    assert list(Path("out").iterdir())
+    return process
+
+
+@posix
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_ended_from_outside_it_tidies_up(folder, name):
+    process = start(folder)
+    process.send_signal(getattr(signal, name))
+    process.communicate()
+    assert process.returncode == 130
+    assert not any(Path("out").iterdir())
+
+
+@posix
+def test_under_nohup_it_goes_on(folder):
+    process = start(folder, "nohup")
+    process.send_signal(signal.SIGHUP)
+    printed = b""
+    while printed.count(b"px") < 4:  # stopped, it would print one more line of the bar
+        character = process.stderr.read(1)
+        assert character, printed
+        printed += character
+    process.kill()
+    process.communicate()
+
+
+def test_what_a_killed_run_left_is_deleted_by_the_next_one(folder):
+    process = start(folder)
+    process.kill()
+    process.communicate()
+    assert any(Path("out").iterdir())
+    assert run("照片 1/b.png", "-o", "out", *BICUBIC) == 0
+    assert [path.name for path in Path("out").iterdir()] == ["b.png"]
