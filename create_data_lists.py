@@ -409,8 +409,10 @@ def main(arguments: list[str] | None = None) -> int:
     add("--check", nargs="*", metavar="SET", help="only compare sets with the published ones")
     add("--embedded", action="store_true", help="list scikit-image's photographs instead")
     options = parser.parse_args(arguments)
-    ignored = ["folders", "train", "valid", "lr_folder", "out", "download", "check"]
-    if options.embedded and any(vars(options)[name] not in (None, []) for name in ignored):
+    ignored = [
+        vars(options)[k] for k in ("train", "valid", "lr_folder", "out", "download", "check")
+    ]
+    if options.embedded and (options.folders or ignored.count(None) < len(ignored)):
         parser.error("--embedded goes with --data and --crop-size only")
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # what stands in for them in a notebook

@@ -3,6 +3,9 @@
 import functools
 import os
 import random
+import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,8 +15,9 @@ from killing import contents, count_lines, run_killed
 from PIL import Image
 
 import create_data_lists as lists
+import metrics
 from create_data_lists import create_data_lists, embedded_photographs, find_set, main
-from datasets import PairDataset, read_list
+from datasets import PairDataset, PatchDataset, read_list
 from imresize import imresize
 from tools import lr_images
 from utils import read_image, write_image
@@ -320,6 +324,246 @@ def test_a_run_killed_while_making_lr_images_and_run_again_ends_in_the_same_byte
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_killed_while_making_lr_images_at_many_moments():
     check_kills(20, seed=1)
+
+
+# --- training and validation ----------------------------------------------------------------------
+
+
+def folders(table):
+    return {row["set"]: row["folder"] for row in table}
+
+
+def test_a_set_is_chosen_to_validate_on_that_is_not_trained_on():
+    make_pair("data/DIV2K_valid_HR/0801.png", "data/DIV2K_valid_LR_bicubic/X4/0801x4.png")
+    make_pair("data/Set5/HR/baby.png", "data/Set5/LR/baby.png")
+    table = folders(create_data_lists(train="data/DIV2K_valid_HR"))
+    assert table["train"] == "data/DIV2K_valid_HR" and table["valid"] == "data/Set5/HR"
+    table = folders(create_data_lists(train="data/Set5/HR"))
+    assert table["train"] == "data/Set5/HR" and table["valid"] == "data/DIV2K_valid_HR"
+
+
+def test_a_set_is_chosen_to_train_on_that_is_not_validated_on():
+    make_pair("data/photos_HR/a.png", "data/photos_LR_bicubic/X4/ax4.png")
+    make_pair("data/Set5/HR/baby.png", "data/Set5/LR/baby.png")
+    assert folders(create_data_lists(valid="data/photos_HR")) == {
+        "Set5": "data/Set5/HR",
+        "photos": "data/photos_HR",
+        "valid": "data/photos_HR",
+    }
+
+
+def test_folders_called_train_and_valid_come_first():
+    for name in ("train", "valid", "DIV2K_train", "DIV2K_valid"):
+        make_pair(f"data/{name}_HR/a.png", f"data/{name}_LR_bicubic/X4/ax4.png")
+    table = folders(create_data_lists())
+    assert table == {name: f"data/{name}_HR" for name in table} and len(table) == 4
+
+
+def test_images_too_small_to_score_are_in_no_list_but_that_to_train_on():
+    for name in ("photos", "Set5"):
+        for side in (16, 19, 20):
+            write_image(f"data/{name}_HR/{side}.png", picture(side, side))
+    table = create_data_lists(crop_size=16)
+    assert names(table, "train") == (["16", "19", "20"], {})
+    found, skipped = names(table, "valid")
+    assert found == ["20"] and "19 x 19 pixels, at least 20 a side" in skipped["19.png"]
+    for _, lr, hr in PairDataset("data/lists/valid.csv"):
+        metrics.ssim(
+            np.kron(lr, np.ones((4, 4, 1), np.uint8)), hr
+        )  # raises ValueError if too small
+
+
+# --- every message's command cures what it says ---------------------------------------------------
+
+
+def run_commands(text, monkeypatch, **words):
+    """Run each command in a message, with `words` for the placeholders; -> how many there were."""
+
+    def fake_download(sets, data, mirrors):
+        for name in sets or ["DIV2K_train", "Set5"]:
+            make_pair(f"{data}/{name}/HR/x.png", f"{data}/{name}/LR/x.png")
+
+    monkeypatch.setattr(lists, "download", fake_download)
+    commands = re.findall(r"python create_data_lists\.py((?: --?[\w-]+| [\w./]+|)*)", text)
+    before = contents(Path())
+    assert commands
+    for command in commands:
+        for path in sorted(Path().rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        for path, data in before.items():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_bytes(data)
+        arguments = [words.get(word, word) for word in shlex.split(command)]
+        assert main(arguments) == 0, arguments
+        yield arguments
+
+
+def test_the_commands_for_an_empty_folder_of_data(monkeypatch, capsys):
+    write_image("pictures/a.png", picture())
+    write_image("other/b.png", picture())
+    Path("data").mkdir()
+    assert main([]) == 1
+    message = capsys.readouterr().err.replace("--valid FOLDER", "--valid OTHER")
+    tried = list(run_commands(message, monkeypatch, FOLDER="pictures", OTHER="other"))
+    assert tried == [["--download"], ["--train", "pictures", "--valid", "other"], ["--embedded"]]
+
+
+def test_the_commands_for_a_missing_validation_list(monkeypatch, capsys):
+    write_image("data/my/a.png", picture())
+    write_image("other/b.png", picture())
+    assert main(["--train", "data/my", "--crop-size", "48"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "no valid.csv" in line]
+    tried = 0
+    for arguments in run_commands(lines[0], monkeypatch, FOLDER="other"):
+        tried += 1
+        assert read_list("data/lists/valid.csv") and read_list("data/lists/train.csv")
+        assert arguments[:4] == ["--crop-size", "48", "--train", "data/my"]
+    assert tried == 2
+
+
+def test_the_command_where_set5_is_trained_on_fetches_another_set(monkeypatch, capsys):
+    make_pair("data/Set5/HR/a.png", "data/Set5/LR/a.png")
+    assert main(["--train", "data/Set5"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "no valid.csv" in line]
+    write_image("other/b.png", picture())
+    for _ in run_commands(lines[0], monkeypatch, FOLDER="other"):
+        assert read_list("data/lists/valid.csv")
+
+
+def test_validating_on_the_training_images_is_refused_and_the_command_cures_it(monkeypatch, capsys):
+    make_pair("data/Set5/HR/a.png", "data/Set5/LR/a.png")
+    write_image("other/b.png", picture())
+    assert main(["--train", "data/Set5", "--valid", "data/Set5/HR"]) == 1
+    message = capsys.readouterr().err
+    assert "data/Set5/HR are the images to train on" in message
+    (arguments,) = run_commands(message, monkeypatch, FOLDER="other")
+    assert arguments == ["--train", "data/Set5", "--valid", "other"]
+    assert read_list("data/lists/valid.csv")[0].hr == "other/b.png"
+
+
+def test_the_command_for_photographs_that_are_not_used(monkeypatch, capsys):
+    write_image("elsewhere/my photos/a.png", picture())
+    make_pair("elsewhere/Set5/HR/a.png", "elsewhere/Set5/LR/a.png")
+    assert main(["--data", "elsewhere"]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("not used")]
+    command = line.partition("create_data_lists.py ")[2]
+    assert command == "--data elsewhere --train 'elsewhere/my photos'"
+    assert main(shlex.split(command)) == 0
+    assert read_list("elsewhere/lists/train.csv")[0].hr == "elsewhere/my photos/a.png"
+
+
+def test_the_option_for_images_that_are_too_small(capsys):
+    write_image("data/small_HR/a.png", picture(51, 60))
+    assert main([]) == 1
+    message = capsys.readouterr().err
+    assert "60 x 51 pixels, smaller than a patch of 96; to list it: --crop-size 48" in message
+    assert main(["--crop-size", "48"]) == 0
+
+
+def test_the_command_for_images_in_a_subfolder(monkeypatch, capsys):
+    write_image("data/photos_HR/a.png", picture())
+    write_image("data/photos_HR/trip/b.png", picture())
+    assert main([]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "HR/trip" in line]
+    for _ in run_commands(line, monkeypatch):
+        assert read_list("data/lists/trip.csv")
+
+
+def test_the_command_where_lists_cannot_be_written(monkeypatch, capsys):
+    make_pair("data/Set5/HR/a.png", "data/Set5/LR/a.png")
+    Path("data/lists").write_text("a file, so that no folder can be made")
+    assert main(["data/Set5"]) == 1
+    message = capsys.readouterr().err
+    assert "data/lists/Set5.csv: cannot be written" in message
+    for _ in run_commands(message, monkeypatch, FOLDER="other"):
+        assert read_list("other/Set5.csv")
+
+
+@pytest.mark.parametrize("folder", ["data/lists", "data/embedded/lists"])
+@pytest.mark.parametrize("name", ["train.csv", "valid.csv"])
+def test_the_command_for_a_list_that_is_not_there_makes_it(monkeypatch, folder, name):
+    write_image("data/photos_HR/a.png", picture())
+    make_pair("data/Set5/HR/a.png", "data/Set5/LR/a.png")
+    with pytest.raises(FileNotFoundError, match="no such list") as error:
+        read_list(f"{folder}/{name}")
+    (_,) = run_commands(str(error.value), monkeypatch)
+    assert read_list(f"{folder}/{name}")
+
+
+def test_the_command_of_images_too_small_for_the_patches(monkeypatch):
+    write_image("data/photos_HR/a.png", picture(100, 120))
+    write_image("data/photos_HR/b.png", picture(140, 160))
+    create_data_lists()
+    with pytest.raises(ValueError, match="too few for patches of 128") as error:
+        PatchDataset("data/lists/train.csv", crop_size=128)
+    for _ in run_commands(str(error.value), monkeypatch):
+        assert len(PatchDataset("data/lists/train.csv", crop_size=128).pairs) == 1
+
+
+@pytest.mark.parametrize("crop_size", [0, -4, 95])
+def test_a_crop_size_that_gives_no_patches_is_refused(crop_size, capsys):
+    write_image("data/photos_HR/a.png", picture())
+    assert main(["--crop-size", str(crop_size)]) == 1
+    assert "positive multiple of 4" in capsys.readouterr().err
+
+
+def test_embedded_refuses_what_it_would_ignore(capsys):
+    for ignored in (["--train", "x"], ["--out", "x"], ["x"], ["--download"], ["--check"]):
+        with pytest.raises(SystemExit):
+            main(["--embedded", *ignored])
+        assert "--embedded goes with --data and --crop-size only" in capsys.readouterr().err
+
+
+# --- names that a console or a list cannot hold ---------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_name_that_is_not_utf8_is_named_and_the_others_are_listed(capsys):
+    write_image("data/photos_HR/a.png", picture())
+    write_image(Path("data/photos_HR", os.fsdecode(b"caf\xe9.png")), picture())
+    assert main([]) == 0
+    assert [pair.name for pair in read_list("data/lists/train.csv")] == ["a"]
+    line = r"train: skipped: data/photos_HR/caf\udce9.png: its path is not UTF-8"
+    assert line in capsys.readouterr().out
+    assert line.partition(": ")[2] in Path("data/lists/train.report.txt").read_text("utf-8")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_folder_whose_name_is_not_utf8_leaves_the_other_sets_alone(capsys):
+    write_image("data/photos_HR/a.png", picture())
+    write_image(Path(os.fsdecode(b"data/caf\xe9_HR/a.png")), picture())
+    assert main([]) == 1
+    assert "its path is not UTF-8" in capsys.readouterr().err
+    assert read_list("data/lists/train.csv")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "gbk"])
+def test_a_console_that_lacks_the_letters_of_a_name_gets_backslashes(encoding):
+    write_image("data/日本é_HR/a.png", picture())
+    write_image("data/日本é_HR/små😀.png", picture(8, 8))
+    (Path("data") / "photos é😀").mkdir()
+    write_image("data/photos é😀/a.png", picture())
+    run = subprocess.run(
+        [sys.executable, Path(lists.__file__)],
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        capture_output=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert b"_HR/sm" in run.stdout and b"not used" in run.stdout
+    assert read_list("data/lists/日本é.csv")
+
+
+def test_no_report_is_left_that_is_out_of_date():
+    write_image("data/photos_HR/a.png", picture())
+    Path("data/photos_HR/notes.txt").touch()
+    create_data_lists()
+    report = Path("data/lists/train.report.txt")
+    assert report.read_text() == (
+        "skipped: data/photos_HR/notes.txt: not an image, going by its name\n"
+    )
+    Path("data/photos_HR/notes.txt").unlink()
+    create_data_lists()
+    assert not report.exists()
 
 
 # --- photographs in scikit-image, command line ----------------------------------------------------
