@@ -148,6 +148,7 @@ def _command(folders, options):
     """A command line of this program, without options that are None or have their default."""
     words = ["python", "create_data_lists.py", *map(str, folders or [])]
     for option, value in options.items():
+        value = value.as_posix() if isinstance(value, Path) else value
         if value is not None and (option, str(value)) not in DEFAULTS:
             words += [option, str(value)]
     return shlex.join(words)
@@ -199,7 +200,7 @@ def _unused(data, sets):
             reason = f"move them into a folder of their own, {data}/photos_HR for instance"
         else:
             command = _command(None, {"--data": data, "--train": first})
-            reason = f"by its name no HR images of a set; to train on them: {command}"
+            reason = f"in no folder named <set>_HR or <set>/HR; to train on them: {command}"
         unused[_printable(path.as_posix())] = f"{count} images, {reason}"
     return unused
 

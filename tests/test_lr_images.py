@@ -136,6 +136,17 @@ def test_no_lr_image_is_made_over_that_of_another_hr_image():
     assert np.array_equal(read_image(LR / "ax4x4.png"), down(photo(1)))
 
 
+@pytest.mark.skipif(os.name != "posix", reason="makes a symbolic link")
+def test_nothing_is_made_where_something_else_lies():
+    for name in ("a", "b"):
+        write_image(f"data/my_HR/{name}.png", photo())
+    LR.mkdir(parents=True)
+    (LR / "bx4.png").symlink_to("/nowhere/on/an/unplugged/disk")
+    row, skipped = listed()
+    assert row["images"] == 1 and skipped["b.png"] == "no LR image of this name"
+    assert (LR / "bx4.png").is_symlink()
+
+
 # --- images that were not -------------------------------------------------------------------------
 
 
@@ -150,7 +161,10 @@ def test_true_pairs_of_both_borders_give_no_warning(padding):
     make_given(padding=padding)
     row, _ = listed()
     assert (row["images"], row["made"], row["compared"], row["warnings"]) == (8, 0, 8, {})
-    assert psnr_to_imresize(Path("data/my_HR/0.png"), LR / "0x4.png") == 60
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    write_image("noise.png", noise)  # its borders differ by more than rounding hides
+    write_image("lr.png", down(noise, padding))
+    assert psnr_to_imresize(Path("noise.png"), Path("lr.png")) == 60
 
 
 def test_psnr_is_that_of_the_definition():
