@@ -43,27 +43,38 @@ def read_list(list_file: str | Path) -> list[Pair]:
     Raises FileNotFoundError for a missing list or image, ValueError for an empty or malformed list.
     """
     here = f"(current folder: {Path.cwd()})"
+    make_lists = _make_lists(list_file)
     if not Path(list_file).is_file():
-        raise FileNotFoundError(f"{list_file}: no such list {here}; {MAKE_LISTS}")
+        raise FileNotFoundError(f"{list_file}: no such list {here}; {make_lists}")
     # -sig: spreadsheets put a byte order mark in front
     with open(list_file, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         try:
             pairs = [Pair(r["hr"], r["lr"], int(r["width"]), int(r["height"])) for r in rows]
-        except (KeyError, TypeError, ValueError):
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{list_file}: is not UTF-8 (byte {error.object[error.start]:#x}); spreadsheets "
+                f'save it so as "CSV UTF-8"; or {make_lists}'
+            ) from None
+        except (KeyError, TypeError, ValueError, csv.Error):
             raise ValueError(
                 f"{list_file}, line {rows.line_num}: expected the columns hr, lr (paths), width "
-                f"and height (whole numbers); {MAKE_LISTS}"
+                f"and height (whole numbers), separated by commas; {make_lists}"
             ) from None
     if not pairs:
-        raise ValueError(f"{list_file}: lists no images; {MAKE_LISTS}")
+        raise ValueError(f"{list_file}: lists no images; {make_lists}")
     for path in (path for pair in pairs for path in (pair.hr, pair.lr)):
         if not os.path.isfile(path):
             raise FileNotFoundError(
                 f"{path}: no such file, though {list_file} lists it; paths are relative to the "
-                f"folder that the list was made in {here}; {MAKE_LISTS}"
+                f"folder that the list was made in {here}; {make_lists}"
             )
     return pairs
+
+
+def _make_lists(list_file):
+    """The way out of errors of a list, as a command."""
+    return MAKE_LISTS + (" --embedded" if "embedded" in Path(list_file).parts else "")
 
 
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +127,8 @@ class PatchDataset(Dataset):
             if min(pair.width, pair.height) < crop_size:
                 raise ValueError(
                     f"{pair.hr}: {pair.width} x {pair.height} pixels are too few for patches of "
-                    f"{crop_size}; take a smaller crop_size, or leave it out of {list_file}"
+                    f"{crop_size}; take a smaller crop_size, or leave it out of {list_file}, "
+                    f"{_make_lists(list_file)} --crop-size {crop_size}"
                 )
         self.lr_sizes = np.array([(p.height // SCALE, p.width // SCALE) for p in self.pairs])
         lr_pixels = self.lr_sizes.prod(axis=1)

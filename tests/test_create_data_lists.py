@@ -3,6 +3,9 @@
 import functools
 import os
 import random
+import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,9 +15,11 @@ from killing import contents, count_lines, run_killed
 from PIL import Image
 
 import create_data_lists as lists
+import metrics
 from create_data_lists import create_data_lists, embedded_photographs, find_set, main
-from datasets import PairDataset, read_list
+from datasets import PairDataset, PatchDataset, read_list
 from imresize import imresize
+from tools import lr_images
 from utils import read_image, write_image
 
 
@@ -27,9 +32,10 @@ def picture(height=100, width=120, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def make_pair(hr, lr, height=100, width=120):
-    write_image(hr, picture(height, width))
-    write_image(lr, picture(height // 4, width // 4))
+def make_pair(hr, lr, height=100, width=120, seed=0):
+    image = picture(height, width, seed)
+    write_image(hr, image)
+    write_image(lr, imresize(image[: height // 4 * 4, : width // 4 * 4], 0.25))
 
 
 def damage(path):
@@ -169,12 +175,14 @@ def test_what_cannot_be_used_is_listed_with_its_reason():
         "moving.gif": "2 frames",
         "animated.png": "2 frames",
         "good.png": "has the same name as good.bmp",
+        "folder.png": "an empty folder",
     }.items():
         assert reason in skipped.pop(name)
     assert not skipped
 
 
-def test_only_verify_decodes_a_png_file_and_finds_damage_inside_it():
+def test_only_verify_decodes_every_png_file_and_finds_damage_inside_it(monkeypatch):
+    monkeypatch.setattr(lists, "NUM_COMPARED", 1)
     make_pair("data/set/HR/a.png", "data/set/LR/a.png")
     make_pair("data/set/HR/b.png", "data/set/LR/b.png")
     damage("data/set/HR/b.png")
@@ -215,11 +223,10 @@ def test_a_set_without_images_is_an_error_but_the_others_are_listed():
     write_image("data/small_HR/a.png", picture(50, 50))
     make_pair("data/Set14/HR/a.png", "data/Set14/LR/a.png")
     with pytest.raises(
-        ValueError,
-        match=r"Set5/HR: no image of it can be used, it has none(.|\n)*small(.|\n)*50 x 50",
+        ValueError, match=r"Set5/HR: no image can be used, there is none\n.*small(.|\n)*50 x 50"
     ):
         create_data_lists()
-    assert os.listdir("data/lists") == ["Set14.csv"]
+    assert sorted(os.listdir("data/lists")) == ["Set14.csv", "small.report.txt"]
     assert names(create_data_lists(folders=["data/small_HR"], crop_size=48), "small")[0] == ["a"]
 
 
@@ -250,24 +257,6 @@ def test_lr_images_are_made_from_the_whole_image_cut_to_a_multiple_of_4():
         )
         assert pair.lr == lr and np.array_equal(read_image(lr), expected)
         assert (pair.width, pair.height) == (hr.shape[1], hr.shape[0])
-
-
-def test_lr_images_are_made_once_and_again_when_their_hr_image_changes():
-    for name in ("a", "b"):
-        write_image(f"data/photos_HR/{name}.png", picture())
-    create_data_lists()
-    made = Path("data/photos_LR_bicubic/X4")
-    black = np.zeros((25, 30, 3), np.uint8)  # stands where an image is not made again
-    for name in ("a", "b"):
-        write_image(made / f"{name}x4.png", black)
-    later = (made / "ax4.png").stat().st_mtime_ns + 10**9
-    write_image("data/photos_HR/a.png", picture(seed=1))
-    os.utime("data/photos_HR/a.png", ns=(later, later))
-    write_image("data/photos_HR/new.png", picture())
-    assert names(create_data_lists(), "train") == (["a", "b", "new"], {})
-    assert np.array_equal(read_image(made / "ax4.png"), imresize(picture(seed=1), 0.25))
-    assert np.array_equal(read_image(made / "bx4.png"), black)
-    assert np.array_equal(read_image(made / "newx4.png"), imresize(picture(), 0.25))
 
 
 def test_given_lr_images_are_never_written_over():
@@ -315,8 +304,8 @@ def check_kills(kills, seed):
         }
 
     expected = outcome("undisturbed")
-    assert len(expected) == 8 + 2  # the LR images, the marker beside them, the list
-    modules = [lists, sys.modules["utils"]]
+    assert len(expected) == 8 + 1  # the LR images and the list
+    modules = [lists, lr_images, sys.modules["utils"]]
     lines = count_lines(functools.partial(run, "counted"), modules)
     os.chdir(here)
     moments = random.Random(seed)
@@ -335,6 +324,246 @@ def test_a_run_killed_while_making_lr_images_and_run_again_ends_in_the_same_byte
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_killed_while_making_lr_images_at_many_moments():
     check_kills(20, seed=1)
+
+
+# --- training and validation ----------------------------------------------------------------------
+
+
+def folders(table):
+    return {row["set"]: row["folder"] for row in table}
+
+
+def test_a_set_is_chosen_to_validate_on_that_is_not_trained_on():
+    make_pair("data/DIV2K_valid_HR/0801.png", "data/DIV2K_valid_LR_bicubic/X4/0801x4.png")
+    make_pair("data/Set5/HR/baby.png", "data/Set5/LR/baby.png")
+    table = folders(create_data_lists(train="data/DIV2K_valid_HR"))
+    assert table["train"] == "data/DIV2K_valid_HR" and table["valid"] == "data/Set5/HR"
+    table = folders(create_data_lists(train="data/Set5/HR"))
+    assert table["train"] == "data/Set5/HR" and table["valid"] == "data/DIV2K_valid_HR"
+
+
+def test_a_set_is_chosen_to_train_on_that_is_not_validated_on():
+    make_pair("data/photos_HR/a.png", "data/photos_LR_bicubic/X4/ax4.png")
+    make_pair("data/Set5/HR/baby.png", "data/Set5/LR/baby.png")
+    assert folders(create_data_lists(valid="data/photos_HR")) == {
+        "Set5": "data/Set5/HR",
+        "photos": "data/photos_HR",
+        "valid": "data/photos_HR",
+    }
+
+
+def test_folders_called_train_and_valid_come_first():
+    for name in ("train", "valid", "DIV2K_train", "DIV2K_valid"):
+        make_pair(f"data/{name}_HR/a.png", f"data/{name}_LR_bicubic/X4/ax4.png")
+    table = folders(create_data_lists())
+    assert table == {name: f"data/{name}_HR" for name in table} and len(table) == 4
+
+
+def test_images_too_small_to_score_are_in_no_list_but_that_to_train_on():
+    for name in ("photos", "Set5"):
+        for side in (16, 19, 20):
+            write_image(f"data/{name}_HR/{side}.png", picture(side, side))
+    table = create_data_lists(crop_size=16)
+    assert names(table, "train") == (["16", "19", "20"], {})
+    found, skipped = names(table, "valid")
+    assert found == ["20"] and "19 x 19 pixels, at least 20 a side" in skipped["19.png"]
+    for _, lr, hr in PairDataset("data/lists/valid.csv"):
+        metrics.ssim(
+            np.kron(lr, np.ones((4, 4, 1), np.uint8)), hr
+        )  # raises ValueError if too small
+
+
+# --- every message's command cures what it says ---------------------------------------------------
+
+
+def run_commands(text, monkeypatch, **words):
+    """Run each command in a message, with `words` for the placeholders; -> how many there were."""
+
+    def fake_download(sets, data, mirrors):
+        for name in sets or ["DIV2K_train", "Set5"]:
+            make_pair(f"{data}/{name}/HR/x.png", f"{data}/{name}/LR/x.png")
+
+    monkeypatch.setattr(lists, "download", fake_download)
+    commands = re.findall(r"python create_data_lists\.py((?: --?[\w-]+| [\w./]+|)*)", text)
+    before = contents(Path())
+    assert commands
+    for command in commands:
+        for path in sorted(Path().rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        for path, data in before.items():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_bytes(data)
+        arguments = [words.get(word, word) for word in shlex.split(command)]
+        assert main(arguments) == 0, arguments
+        yield arguments
+
+
+def test_the_commands_for_an_empty_folder_of_data(monkeypatch, capsys):
+    write_image("pictures/a.png", picture())
+    write_image("other/b.png", picture())
+    Path("data").mkdir()
+    assert main([]) == 1
+    message = capsys.readouterr().err.replace("--valid FOLDER", "--valid OTHER")
+    tried = list(run_commands(message, monkeypatch, FOLDER="pictures", OTHER="other"))
+    assert tried == [["--download"], ["--train", "pictures", "--valid", "other"], ["--embedded"]]
+
+
+def test_the_commands_for_a_missing_validation_list(monkeypatch, capsys):
+    write_image("data/my/a.png", picture())
+    write_image("other/b.png", picture())
+    assert main(["--train", "data/my", "--crop-size", "48"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "no valid.csv" in line]
+    tried = 0
+    for arguments in run_commands(lines[0], monkeypatch, FOLDER="other"):
+        tried += 1
+        assert read_list("data/lists/valid.csv") and read_list("data/lists/train.csv")
+        assert arguments[:4] == ["--crop-size", "48", "--train", "data/my"]
+    assert tried == 2
+
+
+def test_the_command_where_set5_is_trained_on_fetches_another_set(monkeypatch, capsys):
+    make_pair("data/Set5/HR/a.png", "data/Set5/LR/a.png")
+    assert main(["--train", "data/Set5"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "no valid.csv" in line]
+    write_image("other/b.png", picture())
+    for _ in run_commands(lines[0], monkeypatch, FOLDER="other"):
+        assert read_list("data/lists/valid.csv")
+
+
+def test_validating_on_the_training_images_is_refused_and_the_command_cures_it(monkeypatch, capsys):
+    make_pair("data/Set5/HR/a.png", "data/Set5/LR/a.png")
+    write_image("other/b.png", picture())
+    assert main(["--train", "data/Set5", "--valid", "data/Set5/HR"]) == 1
+    message = capsys.readouterr().err
+    assert "data/Set5/HR are the images to train on" in message
+    (arguments,) = run_commands(message, monkeypatch, FOLDER="other")
+    assert arguments == ["--train", "data/Set5", "--valid", "other"]
+    assert read_list("data/lists/valid.csv")[0].hr == "other/b.png"
+
+
+def test_the_command_for_photographs_that_are_not_used(monkeypatch, capsys):
+    write_image("elsewhere/my photos/a.png", picture())
+    make_pair("elsewhere/Set5/HR/a.png", "elsewhere/Set5/LR/a.png")
+    assert main(["--data", "elsewhere"]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("not used")]
+    command = line.partition("create_data_lists.py ")[2]
+    assert command == "--data elsewhere --train 'elsewhere/my photos'"
+    assert main(shlex.split(command)) == 0
+    assert read_list("elsewhere/lists/train.csv")[0].hr == "elsewhere/my photos/a.png"
+
+
+def test_the_option_for_images_that_are_too_small(capsys):
+    write_image("data/small_HR/a.png", picture(51, 60))
+    assert main([]) == 1
+    message = capsys.readouterr().err
+    assert "60 x 51 pixels, smaller than a patch of 96; to list it: --crop-size 48" in message
+    assert main(["--crop-size", "48"]) == 0
+
+
+def test_the_command_for_images_in_a_subfolder(monkeypatch, capsys):
+    write_image("data/photos_HR/a.png", picture())
+    write_image("data/photos_HR/trip/b.png", picture())
+    assert main([]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "HR/trip" in line]
+    for _ in run_commands(line, monkeypatch):
+        assert read_list("data/lists/trip.csv")
+
+
+def test_the_command_where_lists_cannot_be_written(monkeypatch, capsys):
+    make_pair("data/Set5/HR/a.png", "data/Set5/LR/a.png")
+    Path("data/lists").write_text("a file, so that no folder can be made")
+    assert main(["data/Set5"]) == 1
+    message = capsys.readouterr().err
+    assert "data/lists/Set5.csv: cannot be written" in message
+    for _ in run_commands(message, monkeypatch, FOLDER="other"):
+        assert read_list("other/Set5.csv")
+
+
+@pytest.mark.parametrize("folder", ["data/lists", "data/embedded/lists"])
+@pytest.mark.parametrize("name", ["train.csv", "valid.csv"])
+def test_the_command_for_a_list_that_is_not_there_makes_it(monkeypatch, folder, name):
+    write_image("data/photos_HR/a.png", picture())
+    make_pair("data/Set5/HR/a.png", "data/Set5/LR/a.png")
+    with pytest.raises(FileNotFoundError, match="no such list") as error:
+        read_list(f"{folder}/{name}")
+    (_,) = run_commands(str(error.value), monkeypatch)
+    assert read_list(f"{folder}/{name}")
+
+
+def test_the_command_of_images_too_small_for_the_patches(monkeypatch):
+    write_image("data/photos_HR/a.png", picture(100, 120))
+    write_image("data/photos_HR/b.png", picture(140, 160))
+    create_data_lists()
+    with pytest.raises(ValueError, match="too few for patches of 128") as error:
+        PatchDataset("data/lists/train.csv", crop_size=128)
+    for _ in run_commands(str(error.value), monkeypatch):
+        assert len(PatchDataset("data/lists/train.csv", crop_size=128).pairs) == 1
+
+
+@pytest.mark.parametrize("crop_size", [0, -4, 95])
+def test_a_crop_size_that_gives_no_patches_is_refused(crop_size, capsys):
+    write_image("data/photos_HR/a.png", picture())
+    assert main(["--crop-size", str(crop_size)]) == 1
+    assert "positive multiple of 4" in capsys.readouterr().err
+
+
+def test_embedded_refuses_what_it_would_ignore(capsys):
+    for ignored in (["--train", "x"], ["--out", "x"], ["x"], ["--download"], ["--check"]):
+        with pytest.raises(SystemExit):
+            main(["--embedded", *ignored])
+        assert "--embedded goes with --data and --crop-size only" in capsys.readouterr().err
+
+
+# --- names that a console or a list cannot hold ---------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_name_that_is_not_utf8_is_named_and_the_others_are_listed(capsys):
+    write_image("data/photos_HR/a.png", picture())
+    write_image(Path("data/photos_HR", os.fsdecode(b"caf\xe9.png")), picture())
+    assert main([]) == 0
+    assert [pair.name for pair in read_list("data/lists/train.csv")] == ["a"]
+    line = r"train: skipped: data/photos_HR/caf\udce9.png: its path is not UTF-8"
+    assert line in capsys.readouterr().out
+    assert line.partition(": ")[2] in Path("data/lists/train.report.txt").read_text("utf-8")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_folder_whose_name_is_not_utf8_leaves_the_other_sets_alone(capsys):
+    write_image("data/photos_HR/a.png", picture())
+    write_image(Path(os.fsdecode(b"data/caf\xe9_HR/a.png")), picture())
+    assert main([]) == 1
+    assert "its path is not UTF-8" in capsys.readouterr().err
+    assert read_list("data/lists/train.csv")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "gbk"])
+def test_a_console_that_lacks_the_letters_of_a_name_gets_backslashes(encoding):
+    write_image("data/日本é_HR/a.png", picture())
+    write_image("data/日本é_HR/små😀.png", picture(8, 8))
+    (Path("data") / "photos é😀").mkdir()
+    write_image("data/photos é😀/a.png", picture())
+    run = subprocess.run(
+        [sys.executable, Path(lists.__file__)],
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        capture_output=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert b"_HR/sm" in run.stdout and b"not used" in run.stdout
+    assert read_list("data/lists/日本é.csv")
+
+
+def test_no_report_is_left_that_is_out_of_date():
+    write_image("data/photos_HR/a.png", picture())
+    Path("data/photos_HR/notes.txt").touch()
+    create_data_lists()
+    report = Path("data/lists/train.report.txt")
+    assert report.read_text() == (
+        "skipped: data/photos_HR/notes.txt: not an image, going by its name\n"
+    )
+    Path("data/photos_HR/notes.txt").unlink()
+    create_data_lists()
+    assert not report.exists()
 
 
 # --- photographs in scikit-image, command line ----------------------------------------------------
@@ -367,9 +596,7 @@ def test_the_command_line_lists_and_says_what_is_left_out(capsys):
     write_image("data/photos_HR/b.png", picture(50, 50))
     assert main([]) == 0
     out = capsys.readouterr().out
-    assert (
-        "data/lists/train.csv" in out and "skipped in train: data/photos_HR/b.png: 50 x 50" in out
-    )
+    assert "data/lists/train.csv" in out and "train: skipped: data/photos_HR/b.png: 50 x 50" in out
     assert main(["nowhere"]) == 1
     assert "error: nowhere: no such folder" in capsys.readouterr().err
     assert main(["data/photos_HR", "--crop-size", "48", "--out", "other", "--verify"]) == 0

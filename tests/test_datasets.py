@@ -468,6 +468,30 @@ def test_a_list_edited_in_a_spreadsheet_is_read(make_list):
     assert read_list("edited.csv") == read_list("images.csv")
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "gbk", "utf-16"])
+def test_a_list_that_a_spreadsheet_saved_in_another_encoding_is_explained(make_list, encoding):
+    text = Path(make_list()).read_text().replace("0_HR", "0_ü_HR")
+    Path("edited.csv").write_bytes(text.encode(encoding))
+    message = 'edited.csv: is not UTF-8.*"CSV UTF-8".*python create_data_lists.py'
+    with pytest.raises(ValueError, match=message):
+        read_list("edited.csv")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(",", ";").encode(),  # spreadsheets of half of Europe
+        lambda text: text.replace(",", "\t").encode(),
+        lambda text: text.encode("utf-16-le"),  # without its mark: NUL beside each letter
+        lambda text: text.replace("0.png", '"' + "x" * 200000).encode(),  # csv.Error
+    ],
+)
+def test_a_list_with_other_separators_is_explained(make_list, change):
+    Path("edited.csv").write_bytes(change(Path(make_list()).read_text()))
+    with pytest.raises(ValueError, match=r"edited.csv, line .*expected the columns.*by commas"):
+        read_list("edited.csv")
+
+
 def test_the_shared_images_are_a_list(images):
     dataset = PatchDataset(images, crop_size=16, patches_per_image=4, cache=images.parent / "cache")
     lr, hr = next(PatchLoader(dataset, 16).epoch(0))
