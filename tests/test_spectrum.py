@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from skimage import data
 
+import plots
 from tools.spectrum import RINGS, ring_spectrum, spectral_distance
 from utils import read_image
 
@@ -96,3 +97,21 @@ def test_too_small_an_image_has_no_number_and_other_sizes_are_refused():
         spectral_distance(data.astronaut()[1:], data.astronaut())
     with pytest.raises(TypeError, match="uint8"):
         spectral_distance(small / 255, small / 255)
+
+
+def test_the_plot_has_a_point_for_each_method_and_the_curve_in_its_order():
+    points = {"bicubic": (28.4, 15.4), "SRResNet": (31.7, 5.4), "SRGAN": (30.7, 3.6)}
+    curve = {"0": (31.7, 5.4), "0.5": (31.4, 4.2), "1": (30.7, 3.6)}
+    (axes,) = plots.perception_distortion(points, curve).axes
+    line, *markers = axes.lines
+    assert line.get_xydata().tolist() == [list(point) for point in curve.values()]
+    assert [tuple(m.get_xydata()[0]) for m in markers] == list(points.values())
+    labels = {text.get_text(): tuple(text.xy) for text in axes.texts}
+    assert labels == curve | points
+    assert "PSNR" in axes.get_xlabel() and "further right" in axes.get_xlabel()
+    assert "spectral distance" in axes.get_ylabel() and "further down" in axes.get_ylabel()
+
+
+def test_the_plot_needs_no_curve():
+    (axes,) = plots.perception_distortion({"bicubic": (28.4, 15.4)}).axes
+    assert len(axes.lines) == 1
