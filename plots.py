@@ -138,16 +138,17 @@ def perception_distortion(
     """
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xlabel("PSNR in dB (Y): further right, fewer errors")
-    axes.set_ylabel("spectral distance to HR in dB: further down, sharpness more like HR")
+    axes.set_xlabel("PSNR in dB (Y): further right is better")
+    axes.set_ylabel("spectral distance to HR in dB: further down is better")
     if curve:
         axes.plot(*zip(*curve.values(), strict=True), "o-", color="0.6", markersize=4)
-    for k, point in enumerate(points.values()):
-        axes.plot(*point, "o", color=f"C{k}", markersize=7)
-    for labels, size in ((curve or {}, 7), (points, 10)):
-        for label, point in labels.items():
-            axes.annotate(label, point, (6, 6), textcoords="offset points", fontsize=size)
-    axes.margins(0.15)  # room for the labels
+    for label, point in (curve or {}).items():
+        left = dict(xytext=(-6, -2), textcoords="offset points", ha="right", fontsize=7)
+        axes.annotate(label, point, **left)
+    for k, (label, point) in enumerate(points.items()):  # in a legend: labels would overlap
+        axes.plot(*point, "osD^vPX"[k % 7], color=f"C{k}", markersize=7, label=label)
+    axes.legend()
+    axes.margins(0.15)
     axes.grid(alpha=0.3)
     return figure
 

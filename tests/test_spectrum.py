@@ -106,10 +106,11 @@ def test_the_plot_has_a_point_for_each_method_and_the_curve_in_its_order():
     line, *markers = axes.lines
     assert line.get_xydata().tolist() == [list(point) for point in curve.values()]
     assert [tuple(m.get_xydata()[0]) for m in markers] == list(points.values())
-    labels = {text.get_text(): tuple(text.xy) for text in axes.texts}
-    assert labels == curve | points
-    assert "PSNR" in axes.get_xlabel() and "further right" in axes.get_xlabel()
-    assert "spectral distance" in axes.get_ylabel() and "further down" in axes.get_ylabel()
+    assert [m.get_label() for m in markers] == list(points)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(points)
+    assert {text.get_text(): tuple(text.xy) for text in axes.texts} == curve
+    assert axes.get_xlabel() == "PSNR in dB (Y): further right is better"
+    assert axes.get_ylabel() == "spectral distance to HR in dB: further down is better"
 
 
 def test_the_plot_needs_no_curve():
