@@ -26,8 +26,8 @@ def score_folder(folder: Path, originals: dict[str, Path | Pair]) -> tuple[list,
     done; problems: what could not be scored, and why.
     """
     paths, notes, problems = pair_by_name(list_images(folder), list(originals))
-    method = folder.resolve().name
-    method = folder.as_posix() if method == "bicubic" else method
+    place = folder.resolve()
+    method = place.as_posix() if place.name == "bicubic" else place.name  # not the control's name
     control, rows = [], []
     for name, path in tqdm(paths.items(), desc="score", unit="image", disable=None):
         try:
