@@ -290,6 +290,15 @@ def test_an_equal_name_goes_before_one_with_a_suffix(folders, capsys):
     assert "is paired with" not in capsys.readouterr().out
 
 
+def test_an_image_with_its_own_original_is_no_other_ones(folders, capsys):
+    sr, hr = folders
+    utils.write_image(hr / "baby_HR.png", utils.read_image(hr / "baby.png"))
+    assert score(sr, hr) == (
+        "error: baby_HR: no SR image of this name; name each SR image as its HR image"
+    )
+    assert "2 of 3 images" in capsys.readouterr().out
+
+
 def test_images_without_a_partner_are_named_and_the_others_scored(folders, capsys):
     sr, hr = folders
     (sr / "bird.png").rename(sr / "vogel.png")
@@ -342,6 +351,17 @@ def test_a_frame_is_noted_and_a_good_border_is_not(folders, capsys):
     printed = capsys.readouterr().out
     assert f"{sr / 'baby.png'}: " in printed and "is there a frame?" in printed
     assert "bird.png: " not in printed
+
+
+def test_an_image_with_more_detail_at_its_border_has_no_frame(folders, capsys):
+    sr, hr = folders
+    photo = np.full((96, 120, 3), 128, np.uint8)
+    photo[:12] = np.random.default_rng(0).integers(0, 256, (12, 120, 3))
+    bicubic = imresize(imresize(photo, 1 / 4), 4)
+    utils.write_image(hr / "baby.png", photo)
+    utils.write_image(sr / "baby.png", (photo // 2 + bicubic // 2))  # half its errors everywhere
+    assert score(sr, hr) == 0
+    assert "frame" not in capsys.readouterr().out
 
 
 def test_damaged_and_tiny_images_are_named_and_nothing_scored_writes_no_table(folders):

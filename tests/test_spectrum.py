@@ -73,6 +73,13 @@ def test_what_is_not_stored_does_not_count():
     assert np.isfinite(spectral_distance(flat, gray(100 + noise(80, 80, 5))))
 
 
+def test_noise_as_weak_as_rounding_counts_beside_rounding():
+    flat = gray(np.full((256, 256), 100))
+    noisy = gray(100 + (np.random.default_rng(0).random((256, 256)) < 0.1))
+    expected = 10 * np.log10((0.1 * 0.9 * LUMA + 1 / 12) / (1 / 12))
+    assert spectral_distance(noisy, flat) == pytest.approx(expected, rel=0.05)
+
+
 def test_where_things_are_is_not_seen():
     hr = data.astronaut()
     assert spectral_distance(hr[::-1, ::-1], hr) < 0.05

@@ -83,7 +83,7 @@ def package(tmp_path, monkeypatch):
     left_out = ["data/a.png", "checkpoints/srgan.safetensors", "runs/train.ipynb", ".git/HEAD"]
     left_out += [".venv/x.py", "env/pyvenv.cfg", "env/lib/torch.bin", "tools/__pycache__/a.pyc"]
     left_out += [".ipynb_checkpoints/train.ipynb", ".DS_Store"]
-    for name in left_out:
+    for name in [*left_out, "results/data/list.csv"]:  # the last one is: only root's data is not
         write(root / name, "")
     monkeypatch.chdir(root)
     return root
@@ -174,6 +174,10 @@ CASES = {  # what breaks: how, and what is said
         "results/Set5/SRGAN/bird.png: has another size than results/Set5/HR/bird.png",
     ),
     "no report": (lambda: os.remove("report.md"), "report.md: is not there"),
+    "a report in another encoding": (
+        lambda: Path("report.md").write_bytes("报告".encode("gbk")),
+        "report.md: is not UTF-8; save it again",
+    ),
     "no training": (lambda: edit_report("训练方法", "方法"), "how generator and discriminator"),
     "no parameters": (lambda: edit_report("最佳参数与", ""), "the best parameters"),
     "no results": (lambda: edit_report("与测试结果", ""), "the test results"),
@@ -238,7 +242,7 @@ def test_a_complete_package_is_packed_without_data_models_and_environments(packa
     left = ("data/", "checkpoints/", "runs/", ".", "env/")
     wanted = {n for n in names if not n.startswith(left) and not n.endswith((".zip", ".pyc"))}
     assert set(packed()) == {f"2024123456/{name}" for name in wanted}
-    assert len(wanted) == 36
+    assert len(wanted) == 37
     printed = capsys.readouterr().out
     assert "Urban100: 100 of 100 images\n" in printed and "missing" not in printed
 
@@ -247,7 +251,7 @@ def test_what_was_packed_is_complete_itself(package, tmp_path):
     assert run() == 0
     zipfile.ZipFile("2024123456.zip").extractall(tmp_path / "unpacked")
     files, _, problems = check(tmp_path / "unpacked" / "2024123456")
-    assert problems == [] and len(files) == 36
+    assert problems == [] and len(files) == 37
 
 
 @pytest.mark.parametrize("case", CASES)

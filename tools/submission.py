@@ -160,7 +160,10 @@ def check_pictures(root: Path, folder: str, scores: dict, files: list[str]) -> l
 
 def check_report(root: Path, files: list[str]) -> list[str]:
     """Whether report.md has every section, with text below it, and every figure."""
-    text = (root / "report.md").read_text(encoding="utf-8-sig", errors="replace")
+    try:
+        text = (root / "report.md").read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        return ["report.md: is not UTF-8; save it again in your editor as UTF-8"]
     text = re.sub(r"^```.*?^```", "code", text, flags=re.S | re.M)
     problems = []
     for what, words in SECTIONS.items():
