@@ -336,9 +336,7 @@ def test_another_size_is_said_with_its_likely_cause(size, cause, folders):
     sr, hr = folders
     utils.write_image(sr / "bird.png", np.zeros((*size, 3), np.uint8))
     error = score(sr, hr)
-    assert error.startswith(
-        f"error: {sr / 'bird.png'}: {size[1]} x {size[0]} pixels, not 124 x 100"
-    )
+    assert error.startswith(f"error: bird: {size[1]} x {size[0]} pixels, not 124 x 100")
     assert cause in error and "\n" not in error  # baby was scored
 
 
@@ -349,8 +347,8 @@ def test_a_frame_is_noted_and_a_good_border_is_not(folders, capsys):
     utils.write_image(sr / "baby.png", framed)
     assert score(sr, hr) == 0
     printed = capsys.readouterr().out
-    assert f"{sr / 'baby.png'}: " in printed and "is there a frame?" in printed
-    assert "bird.png: " not in printed
+    assert "note: baby: " in printed and "is there a frame?" in printed
+    assert "bird: HR cut" in printed and printed.count("bird:") == 1
 
 
 def test_an_image_with_more_detail_at_its_border_has_no_frame(folders, capsys):
@@ -370,8 +368,8 @@ def test_damaged_and_tiny_images_are_named_and_nothing_scored_writes_no_table(fo
     for folder in folders:
         utils.write_image(folder / "bird.png", np.zeros((16, 16, 3), np.uint8))
     error = score(sr, hr, "-o", sr.parent / "scores.csv")
-    assert f"{sr / 'baby.png'}: " in error and "not an image" in error
-    assert f"{sr / 'bird.png'}: 16 x 16 pixels are too few" in error
+    assert f"baby: {sr / 'baby.png'}: " in error and "not an image" in error
+    assert "bird: 16 x 16 pixels are too few" in error
     assert not (sr.parent / "scores.csv").exists()
 
 
@@ -383,6 +381,15 @@ def test_folders_that_cannot_be_scored_are_named(folders):
     Path(hr / "baby.jpg").write_bytes((hr / "baby.png").read_bytes())
     assert "two originals have the same name" in score(sr, hr)
     assert score(sr) == score(sr, hr, "--set", "Set5") == 2  # the usage
+
+
+def test_other_files_and_folders_are_named_and_not_scored(folders, capsys):
+    sr, hr = folders
+    (sr / "notes.txt").write_text("")
+    (sr / "old.png").mkdir()
+    (sr / ".DS_Store").write_text("")
+    assert score(sr, hr) == 0
+    assert f"note: {sr}: no images, not looked at: notes.txt, old.png\n" in capsys.readouterr().out
 
 
 def test_a_folder_called_bicubic_is_not_taken_for_the_control(folders):

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from datasets import Pair, read_list, read_pair
 from imresize import imresize
 from metrics import SMALLEST, mean, psnr, ssim
-from utils import SCALE, find_images, read_image, write_rows
+from tools.image_sets import is_image_name
+from utils import SCALE, read_image, write_rows
 
 SUFFIXES = re.compile(r"(_SR|_HR|_GT|_out|[_-]?x4)+$", re.IGNORECASE)  # that programs append
 EDGE = 12  # pixels: a frame, or the trace of padding with zeros, is not wider
@@ -39,7 +40,7 @@ def score_folder(folder: Path, originals: dict[str, Path | Pair]) -> tuple[list,
             bicubic = imresize(lr, SCALE, padding="replicate")
             scores = [{"psnr": psnr(x, hr), "ssim": ssim(x, hr)} for x in (bicubic, sr)]
         except (OSError, ValueError) as error:
-            problems.append(f"{path}: {error}")
+            problems.append(f"{name}: {error}")
             continue
         control.append({"method": "bicubic", "name": name, **scores[0]})
         rows.append({"method": method, "name": name, **scores[1]})
@@ -50,7 +51,7 @@ def score_folder(folder: Path, originals: dict[str, Path | Pair]) -> tuple[list,
             gained, usual = (psnr(x, hr, EDGE) - psnr(x, hr) for x in (sr, bicubic))
             if gained > usual + 1:  # dB
                 frame = f"{gained:.1f} dB more without its outer {EDGE} pixels, is there a frame?"
-                notes.append(f"{path}: {frame}")
+                notes.append(f"{name}: {frame}")
     return control + rows, notes, problems
 
 
@@ -110,10 +111,16 @@ def read_original(source: Path | Pair) -> tuple:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The images in a folder; FileNotFoundError or ValueError without one."""
+    """The images in a folder, sorted; says what else lies there. Raises OSError without one."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder (current folder: {Path.cwd()})")
-    return find_images([folder])
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    images = [path for path in files if path.is_file() and is_image_name(path.name)]
+    if not images:
+        raise FileNotFoundError(f"{folder}: no images in this folder; name the one that has them")
+    if others := [path.name for path in files if path not in images]:
+        print(f"note: {folder}: no images, not looked at: {', '.join(others)}")
+    return images
 
 
 def pixels(shape: tuple) -> str:
