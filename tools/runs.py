@@ -19,6 +19,7 @@ from tools.checkpoints import read_log
 from utils import write_rows
 
 NOT_COMPARED = {"about", "folder", "results", "test_lists", "stages"}  # change no training
+SETTINGS = "train.ipynb writes settings.json again"
 Histories = dict[tuple[str, str], dict[str, Any]]
 
 
@@ -39,7 +40,7 @@ def read_runs(folder: str | Path = "checkpoints") -> tuple[Histories, list[str]]
             text = (run / "settings.json").read_text(encoding="utf-8")
             settings = check_settings(json.loads(text))
         except (OSError, ValueError) as error:
-            problems.append(f"{run}: its settings cannot be read ({error})")
+            problems.append(f"{run}: its settings cannot be read ({error}); {SETTINGS}")
             settings = {"stages": {}}
         logged = [path.parent.name for path in sorted(run.glob("*/log.jsonl"))]
         for stage in dict.fromkeys([*settings["stages"], *logged]):
