@@ -107,6 +107,52 @@ def plot_history(history: dict[str, list[dict]], title: str = "") -> Figure:
     return figure
 
 
+def compare_histories(histories: dict[tuple[str, str], dict[str, list[dict]]]) -> Figure:
+    """Validation PSNR over the steps, a panel for each stage, a line for each run.
+
+    histories: {(run, stage): {"valid": rows with step and psnr}}, as `tools.runs.read_runs` has
+    them. A run without validation rows is in the legend, with no line.
+    """
+    stages = list(dict.fromkeys(stage for _, stage in histories))
+    runs = list(dict.fromkeys(run for run, _ in histories))
+    figure = Figure(figsize=(4.6 * max(1, len(stages)), 3.6), layout="constrained")
+    for k, stage in enumerate(stages):
+        axes = figure.add_subplot(1, len(stages), k + 1, xlabel="step", title=stage)
+        axes.set_ylabel("validation PSNR in dB (Y)")
+        for run in [run for run in runs if (run, stage) in histories]:
+            rows = [row for row in histories[run, stage]["valid"] if "psnr" in row]
+            steps, values = [row["step"] for row in rows], [row["psnr"] for row in rows]
+            axes.plot(steps, values, "o-", markersize=3, label=run, color=f"C{runs.index(run)}")
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def perception_distortion(
+    points: dict[str, tuple[float, float]], curve: dict[str, tuple[float, float]] | None = None
+) -> Figure:
+    """Methods in the plane of distortion and perception (Blau and Michaeli, CVPR 2018).
+
+    points: {method: (PSNR in dB, spectral distance in dB)}, means over images. curve: the same for
+    the generators between two of them, joined by a line in their order. Right and down is better.
+    """
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel("PSNR in dB (Y): further right is better")
+    axes.set_ylabel("spectral distance to HR in dB: further down is better")
+    if curve:
+        axes.plot(*zip(*curve.values(), strict=True), "o-", color="0.6", markersize=4)
+    for label, point in (curve or {}).items():
+        left = dict(xytext=(-6, -2), textcoords="offset points", ha="right", fontsize=7)
+        axes.annotate(label, point, **left)
+    for k, (label, point) in enumerate(points.items()):  # in a legend: labels would overlap
+        axes.plot(*point, "osD^vPX"[k % 7], color=f"C{k}", markersize=7, label=label)
+    axes.legend()
+    axes.margins(0.15)
+    axes.grid(alpha=0.3)
+    return figure
+
+
 def as_png(figure: Figure) -> NotebookImage:
     """A matplotlib figure for a notebook's output."""
     data = io.BytesIO()
