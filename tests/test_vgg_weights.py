@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import VGGFeatures
-from tools import vgg_weights
+from tools import transfer, vgg_weights
 
 TORCHVISION, ORIGINAL = 0.2, 10.0  # root mean squares of the first layer
 
@@ -36,8 +36,8 @@ def folder(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     monkeypatch.setattr(vgg_weights, "FOLDER", folder)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(transfer, "BACKOFF", 0)
     for depth in (16, 19):  # nobody listens on port 9
         url = f"http://127.0.0.1:9/vgg{depth}-01234567.pth"
         monkeypatch.setitem(vgg_weights.URLS, depth, url)
@@ -167,8 +167,34 @@ def test_a_download_with_another_checksum_is_refused(server, monkeypatch, folder
     weights_file(served / "vgg19-01234567.pth")
     monkeypatch.setitem(vgg_weights.URLS, 19, f"{address}/vgg19-01234567.pth")
     for _ in range(2):  # nor is it kept
-        with pytest.raises(FileNotFoundError, match="invalid hash value"):
+        with pytest.raises(FileNotFoundError, match="SHA-256 does not begin as its name says"):
             first_layer()
+        assert not list(folder.glob("*.pth"))
+
+
+def test_the_mirrors_are_asked_first(server, monkeypatch, folder):
+    served, address, asked = server
+    weights_file(served / "new.pth")
+    name = f"vgg19-{hashlib.sha256((served / 'new.pth').read_bytes()).hexdigest()[:8]}.pth"
+    (served / "new.pth").rename(served / name)
+    monkeypatch.setenv("SRGAN_MIRRORS", f"{address}/absent {address}/")
+    monkeypatch.setitem(vgg_weights.URLS, 19, f"http://127.0.0.1:9/{name}")
+    first_layer()
+    assert set(asked[:-1]) == {f"/absent/{name}"} and asked[-1] == f"/{name}"
+    assert (folder / name).is_file()
+
+
+def test_a_changed_byte_in_a_downloaded_file_is_noticed(folder):
+    weights_file(folder / "new.pth")
+    data = bytearray((folder / "new.pth").read_bytes())
+    name = f"vgg19-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    (folder / "new.pth").unlink()
+    (folder / name).write_bytes(data)
+    first_layer()
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{name} is no .*SHA-256 does not begin as its name"):
+        first_layer()
 
 
 def test_without_a_network_the_error_says_what_to_put_where(folder):
@@ -176,7 +202,7 @@ def test_without_a_network_the_error_says_what_to_put_where(folder):
     with pytest.raises(FileNotFoundError) as caught:
         first_layer(depth=16)
     message = str(caught.value)
-    assert message.startswith("VGG16 weights cannot be downloaded (<urlopen error")
+    assert message.startswith("VGG16 weights cannot be downloaded (")
     assert "checkpoints/vgg16-a.pth holds the original weights" in message
     assert f"Put http://127.0.0.1:9/vgg16-01234567.pth into {folder.as_posix()}/." in message
     assert '"mse" needs none' in message

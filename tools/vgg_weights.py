@@ -1,15 +1,22 @@
 """Where the weights of VGG16 and VGG19 come from: a file in checkpoints/, or a download."""
 
+import hashlib
+import os
+import re
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from tools.locks import locked
+from tools.transfer import fetch, open_session
 
 FOLDER = Path("checkpoints")
 URLS = {
     16: "https://download.pytorch.org/models/vgg16-397923af.pth",
     19: "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
 }
+LIMIT = 600_000_000  # bytes of a download; the files have 553 and 575 million
 ORIGINAL_SCALE = 2  # root mean square of the first layer: original about 10, torchvision below 1
 
 
@@ -17,7 +24,8 @@ def load_vgg_weights(features: nn.Sequential, depth: int, weights: str) -> None:
     """Load the first layers of VGG16 or VGG19, numbered as torchvision's `vgg19().features`.
 
     weights: "torchvision", what its authors trained: a file checkpoints/vgg<depth>*.pth, else the
-    download (about 550 MB, once). "original", Simonyan and Zisserman's own, whose features are
+    download into it (about 550 MB; the addresses in the environment variable SRGAN_MIRRORS come
+    first). "original", Simonyan and Zisserman's own, whose features are
     larger, so that other content weights belong to them: such a file only. Or the path of any state
     dict with torchvision's key names. Raises FileNotFoundError if there are none, ValueError if the
     file lacks layers, holds others, or is no state dict.
@@ -58,9 +66,7 @@ def _find(depth, weights, names):
             f'vgg_weights="torchvision" and a content_weight that fits those. {way_out}'
         )
     try:
-        return torch.hub.load_state_dict_from_url(
-            URLS[depth], map_location="cpu", check_hash=True, weights_only=True
-        )
+        return _read(_download(URLS[depth]))
     except Exception as error:  # no network, no disk, a proxy's page instead of the file
         raise FileNotFoundError(
             f"VGG{depth} weights cannot be downloaded ({error}){found}. Put {URLS[depth]} into "
@@ -68,9 +74,34 @@ def _find(depth, weights, names):
         ) from error
 
 
+def _download(url):
+    """Fetch a file into `FOLDER`, from the mirrors first; returns its path."""
+    name = url.rsplit("/", 1)[1]
+    mirrors = os.environ.get("SRGAN_MIRRORS", "").split()
+    urls = [*(f"{mirror.rstrip('/')}/{name}" for mirror in mirrors), url]
+    with locked(FOLDER / f".{name}.lock", f"is downloading {name}"), open_session() as session:
+        fetch(session, urls, FOLDER / name, _problem, LIMIT)
+    return FOLDER / name
+
+
+def _problem(path):
+    """What is wrong with a file that has the start of its SHA-256 in its name, as PyTorch's do."""
+    said = re.search(r"-([0-9a-f]{8})\.pth", path.name)
+    if said is None:
+        return None
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    good = digest.hexdigest().startswith(said[1])
+    return None if good else "its SHA-256 does not begin as its name says: damaged"
+
+
 def _read(path):
     """A state dict from a file; with `weights_only` a file cannot run code."""
     try:
+        if Path(path).is_file() and (problem := _problem(Path(path))):
+            raise ValueError(problem)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise TypeError(f"it holds a {type(state).__name__}")
