@@ -138,7 +138,7 @@ def test_what_cannot_be_rated_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere.*: no such folder"):
         mos.make_page(tmp_path / "nowhere", out)
     folder = make_results(tmp_path / "Set5", methods=["SRGAN"])
-    with pytest.raises(FileNotFoundError, match="HR: no such folder"):
+    with pytest.raises(FileNotFoundError, match="HR: no images"):
         mos.make_page(folder, out)
     make_results(tmp_path / "bare", methods=["HR"])
     with pytest.raises(ValueError, match="no method to rate"):

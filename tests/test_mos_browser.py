@@ -1,62 +1,28 @@
 """The rating page in a real browser, by clicks and by keys, on screens of several densities.
 
-Skipped where Chromium or Chrome, its driver (chromedriver, Debian: chromium-driver) or the package
-selenium is missing.
+Skipped where there is no browser: see tests/chromium.py.
 """
 
 import base64
 import io
 import json
-import os
-import shutil
 
 import numpy as np
 import pytest
+from chromium import LEFT, RIGHT, Page, browser, webdriver
 from PIL import Image
+from selenium.webdriver.support.ui import WebDriverWait
 from skimage import data as photographs
 from test_mos import data_of, versions_of
 
 from tools import mos
 from utils import write_image
 
-BROWSER = next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome", "chrome"])),
-    None,
-)
-DRIVER = shutil.which("chromedriver")
-webdriver = pytest.importorskip(
-    "selenium.webdriver", reason="the package selenium is not installed"
-)
-WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="no Chromium or Chrome with chromedriver on the PATH"
-)
-
-LEFT, RIGHT = "\ue012", "\ue014"  # WebDriver's codes of the arrow keys
 GOOD = {"nearest": 1, "bicubic": 2, "SRGAN": 4, "HR": 5}
 
 
-class Rater:
+class Rater(Page):
     """A person at the page: reads what is on the screen, clicks, types."""
-
-    def __init__(self, driver):
-        self.driver = driver
-
-    def open(self, page, width=900, height=700, ratio=1, touch=False):
-        screen = {"width": width, "height": height, "deviceScaleFactor": ratio, "mobile": touch}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-        self.driver.get(page.as_uri())
-        return self
-
-    def find(self, name):
-        return self.driver.find_element("id", name)
-
-    def sees(self, name):
-        return self.find(name).is_displayed()
-
-    def click(self, name):
-        self.find(name).click()
-        return self
 
     def wait(self):
         """Until an image or the last page is there."""
@@ -90,40 +56,11 @@ class Rater:
             for b in self.driver.find_elements("css selector", "#scores [aria-pressed=true]")
         ]
 
-    def run(self, script, *arguments):
-        return self.driver.execute_script(script, *arguments)
-
     def shown(self):
         """(code of the image on the screen, its PNG)."""
         return self.run("return order[position]"), base64.b64decode(
             self.find("picture").get_attribute("src").split(",")[1]
         )
-
-    def screenshot(self):
-        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})["data"]
-        return np.array(Image.open(io.BytesIO(base64.b64decode(shot))).convert("RGB"))
-
-
-def browser(folder, *arguments):
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    arguments = [
-        *arguments, "headless", "disable-gpu", "disable-quic", "disable-background-networking",
-        "disable-component-update", "disable-sync", "no-first-run", "lang=en-US",
-        "force-color-profile=srgb", f"user-data-dir={folder / 'profile'}",
-    ]  # fmt: skip
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        arguments.append("no-sandbox")  # Chromium refuses its sandbox for root
-    for argument in arguments:
-        options.add_argument(f"--{argument}")
-    (folder / "downloads").mkdir()
-    options.add_experimental_option(
-        "prefs", {"download.default_directory": str(folder / "downloads")}
-    )
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.chrome.service.Service(DRIVER))
-    driver.downloads = folder / "downloads"
-    return driver
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import argparse
 import base64
 import glob
 import hashlib
-import io
 import json
 import sys
 import unicodedata
@@ -22,16 +21,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from PIL import Image
 from scipy.stats import bootstrap, norm, t
 from skimage import data as photographs
 from tqdm import tqdm
 
 from imresize import imresize
-from tools.image_files import IMAGE_SUFFIXES
-from utils import SCALE, atomic_path, read_image
+from tools.pages import ORIGINAL, fill_template, png, read_versions
+from utils import SCALE, atomic_path
 
-WORST, BEST = "nearest", "HR"  # the two methods that calibrate the scale
+WORST, BEST = "nearest", ORIGINAL  # the two methods that calibrate the scale
 CALIBRATION = 2  # points between a rater's means for them: half of the scale from 1 to 5
 
 
@@ -51,7 +49,7 @@ def make_page(folder: str | Path, out: str | Path, methods: list[str] | None = N
         for image, array in arrays.items():
             content = f"{name}/{method}/{image}/{array.shape}".encode() + array.tobytes()
             code = f"i{hashlib.sha256(content).hexdigest()[:12]}"
-            images[code], key[code] = _png(array), [method, image]
+            images[code], key[code] = png(array), [method, image]
     # Sorted by code, or the order would tell the methods.
     key = json.dumps({"set": name, "images": dict(sorted(key.items()))})
     key = base64.b64encode(key.encode()).decode()
@@ -61,56 +59,25 @@ def make_page(folder: str | Path, out: str | Path, methods: list[str] | None = N
         "page": hashlib.sha256(key.encode()).hexdigest()[:16],
         "key": key,
         "images": dict(sorted(images.items())),
-        "examples": [[_png(_nearest(example)), _png(example)] for example in examples],
+        "examples": [[png(_nearest(example)), png(example)] for example in examples],
     }
-    template = Path(__file__).with_name("mos_page.html").read_text(encoding="utf-8")
-    with atomic_path(out) as temporary:
-        temporary.write_text(template.replace("{{DATA}}", json.dumps(data)), encoding="utf-8")
-    return Path(out)
+    return fill_template("mos_page.html", data, out)
 
 
 def _versions(folder, methods):
-    """{method: {image name: uint8 (H, W, 3)}} with HR and nearest; all sizes agree with HR's."""
-    originals = _read_folder(folder / BEST)
-    versions = {BEST: originals, WORST: {name: _nearest(hr) for name, hr in originals.items()}}
-    for method in methods or sorted(path.name for path in folder.iterdir() if path.is_dir()):
-        if images := _read_folder(folder / method):
-            versions[method] = images
-    if len(versions) == 2:
+    """{method: {image name: uint8 (H, W, 3)}} with HR and nearest."""
+    versions = read_versions(folder, methods)
+    if BEST not in versions:
+        raise FileNotFoundError(f"{Path(folder, BEST)}: no images, but raters need the originals")
+    if not versions.keys() - {WORST, BEST}:
         raise ValueError(f"{folder}: no method to rate; it needs folders such as SRResNet, SRGAN")
-    sizes = {name: hr.shape for name, hr in originals.items()}
-    for method, images in versions.items():
-        different = sizes.items() ^ {name: image.shape for name, image in images.items()}.items()
-        if different:
-            names = ", ".join(sorted({name for name, _ in different}))
-            reason = f"not in both {method} and {BEST}, or of different sizes once cropped"
-            advice = "complete it, or name the methods to rate: --methods bicubic SRGAN"
-            raise ValueError(f"{folder / method}: {names}: {reason}; {advice}")
-    return versions
-
-
-def _read_folder(folder):
-    """{image name: uint8 (H, W, 3)} of a folder, cropped to multiples of 4."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder, but the page needs its images")
-    images = {}
-    for path in sorted(folder.glob("[!.]*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            image = read_image(path)
-            height, width = image.shape[:2]
-            images[path.stem] = image[: height // SCALE * SCALE, : width // SCALE * SCALE]
-    return images
+    nearest = {name: _nearest(hr) for name, hr in versions[BEST].items()}
+    return {WORST: nearest} | versions
 
 
 def _nearest(hr):
     """Enlarge the LR image that belongs to an HR image by nearest neighbour."""
     return imresize(hr, 1 / SCALE).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-
-
-def _png(array):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 @dataclass(frozen=True)
