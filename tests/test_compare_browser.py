@@ -249,8 +249,9 @@ def test_keys_choose_method_image_and_view(viewer):
         assert viewer.pressed("views") == [name]
     for key, image in [("n", "wide"), ("n", "high"), ("p", "wide")]:
         viewer.press(key)
-        name = "return data.images[state.image].name"
-        WebDriverWait(viewer.driver, 10).until(lambda _, i=image: viewer.run(name) == i)
+        WebDriverWait(viewer.driver, 10).until(
+            lambda driver, i=image: driver.execute_script("return now().name") == i
+        )
         assert viewer.run("return data.images[image.value].name") == image
         assert viewer.run("return pictures[0].naturalHeight") == SIZES[image][0]
 
