@@ -299,10 +299,11 @@ def test_pixels_read_back_from_a_canvas_are_those_of_the_png(rater, page):
 def shows_every_pixel(rater, zoom):
     """Rate three images in windows of three sizes: each pixel takes zoom x zoom of the screen."""
     rater.run("localStorage.clear()")
+    rater.driver.set_window_size(901, 1200)
     rater.driver.refresh()
     rater.driver.find_elements("css selector", "#sizes button")[zoom - 1].click()
     rater.start()
-    for width, height in [(501, 640), (502, 641), (503, 643)]:  # free space in halves, too
+    for width, height in [(901, 1200), (902, 1201), (903, 1203)]:  # free space in halves, too
         rater.driver.set_window_size(width, height)
         rater.press("3")
         left, top, ratio = rater.run(
@@ -461,6 +462,67 @@ def test_nothing_on_the_page_names_a_method_and_nothing_is_fetched(rater, page):
         rater.press("3")
     fetched = rater.run("return performance.getEntriesByType('resource').map(e => e.name)")
     assert all(name.startswith("data:") for name in fetched)
+
+
+@pytest.mark.parametrize(("width", "height"), [(360, 640), (640, 360), (900, 700)])
+def test_what_lies_ahead_and_the_start_are_seen_without_scrolling(rater, page, width, height):
+    rater.open(page, width, height, 2, touch=True)
+    for text, nameless in [("8 images, about 1 minute.", "Enter a name"), ("8 张", "请先填写姓名")]:
+        assert text in rater.find("amount").text and nameless in rater.find("amount").text
+        assert not rater.find("start").is_enabled()
+        for name in ("rater", "start", "amount"):
+            top, bottom = rater.run(
+                f"const box = document.getElementById('{name}').getBoundingClientRect();"
+                "return [box.top, box.bottom]"
+            )
+            assert 0 < top < bottom <= height
+        rater.click("language")
+    rater.find("rater").send_keys("Anna")
+    assert rater.find("start").is_enabled()
+    assert rater.find("amount").text == "8 images, about 1 minute."
+    rater.start("").press("3", "3", "3", LEFT, LEFT, LEFT)
+    rater.click("back")
+    assert rater.find("amount").text == "5 images, about 1 minute."
+
+
+def test_minutes_are_those_of_all_images(rater):
+    minutes = "return TEXTS.en.amount(35, Math.ceil(35 * SECONDS / 60))"
+    assert rater.run(minutes) == "35 images, about 4 minutes."
+
+
+@pytest.mark.parametrize(("ratio", "zoom"), [(1, 1), (1.25, 1), (2, 2), (2.625, 3), (5, 4)])
+def test_the_size_begins_as_images_usually_are_on_this_screen(rater, page, ratio, zoom):
+    rater.open(page, 390, 700, ratio)
+    rater.run("localStorage.clear()")
+    rater.driver.refresh()
+    pressed = rater.driver.find_elements("css selector", "#sizes [aria-pressed=true]")
+    assert [button.text for button in pressed] == [f"{zoom}×"]
+    rater.start()
+    width = rater.run("return picture.getBoundingClientRect().width / picture.naturalWidth")
+    assert width == pytest.approx(zoom / ratio, abs=0.01)
+
+
+def test_storage_that_is_full_is_said_on_the_image_while_it_is(rater, page):
+    rater.open(page, 360, 640).start()
+    assert not rater.sees("forgetful")
+    rater.run("""
+      window.setItem = Storage.prototype.setItem;
+      Storage.prototype.setItem = () => { throw new DOMException('', 'QuotaExceededError'); };
+    """)
+    rater.press("3")
+    assert rater.sees("forgetful") and rater.sees("stage")
+    assert "full" in rater.find("forgetful").text
+    rater.click("language")  # which needs other room: the image stays in the middle
+    middles = rater.run("""
+      const middle = e => e.getBoundingClientRect().top + e.getBoundingClientRect().bottom;
+      const frame = () => new Promise(done => requestAnimationFrame(done));
+      return frame().then(frame).then(() => [middle(picture), middle(stage)]);
+    """)
+    assert middles[0] == pytest.approx(middles[1], abs=1.1)
+    rater.run("Storage.prototype.setItem = window.setItem")
+    rater.press("3")
+    assert not rater.sees("forgetful")
+    assert rater.run("return Object.keys(JSON.parse(localStorage[STORE]).scores).length") == 2
 
 
 def test_a_browser_that_keeps_nothing_says_so_and_still_works(rater, page):

@@ -26,7 +26,7 @@ from skimage import data as photographs
 from tqdm import tqdm
 
 from imresize import imresize
-from tools.pages import ORIGINAL, fill_template, png, read_versions
+from tools.pages import ORIGINAL, fill_template, png, read_data, read_versions
 from utils import SCALE, atomic_path
 
 WORST, BEST = "nearest", ORIGINAL  # the two methods that calibrate the scale
@@ -101,17 +101,19 @@ class Scores:
         return "\n".join(lines + [f"not counted: {file}: {r}" for file, r in self.refused.items()])
 
 
-def score(files: Iterable[str | Path]) -> Scores:
+def score(files: Iterable[str | Path], page: str | Path | None = None) -> Scores:
     """Compute mean opinion scores from raters' result files, or patterns such as "ratings/*.json".
 
     Columns of the table: "MOS" is the mean, "low" to "high" its 95 % interval; "ahead" is the
     difference to the next row, "ahead low" to "ahead high" its interval. The intervals come from a
     seeded bootstrap over raters; differences are taken within each rater, strict or lenient.
-    Named, but not counted: damaged files, files of another page than most, all but the latest file
-    of a rater, and raters whose mean for HR is less than 2 points above that for nearest neighbour
-    (random clicks on five images pass in 1.6 % of cases). ValueError if no rating is left to count.
+    `page` is the HTML file whose ratings count, by default the one that most have rated. Named, but
+    not counted: damaged files, files of another page (another set, or images made anew), all but
+    the latest file of a rater, and raters whose mean for HR is less than 2 points above that for
+    nearest neighbour (random clicks on five images pass in 1.6 % of cases). ValueError if no rating
+    is left to count, or if `page` is no rating page.
     """
-    ratings, refused = _read_ratings(files)
+    ratings, refused = _read_ratings(files, page and _page_of(page))
     counted = {}
     for rating in ratings:
         worst, best = rating["scores"].groupby(level=0).mean()[[WORST, BEST]]
@@ -185,8 +187,11 @@ def plot_scores(scores: Scores) -> Figure:
     return figure
 
 
-def _read_ratings(files):
-    """Each rater's latest rating of the page that most rated, and {path: why not} of the others."""
+def _read_ratings(files, counted):
+    """Each rater's latest rating of the page `counted`, and {path: why not} of the others.
+
+    None stands for the page that most rated.
+    """
     paths = []
     for file in map(str, files):
         paths += sorted(glob.glob(file)) or [file]  # the shell of Windows expands no patterns
@@ -204,12 +209,19 @@ def _read_ratings(files):
             refused[older["path"]] = f"{newer}; {advice}"
         latest[rating["page"], rating["rater"]] = rating
     pages = [page for page, _ in latest]
-    most = max(pages, key=pages.count, default=None)
+    counted = counted or max(pages, key=pages.count, default=None)
     for rating in latest.values():
-        if rating["page"] != most:
+        if rating["page"] != counted:
             refused[rating["path"]] = f"of another page ({rating['set']!r}); score it apart"
-    kept = [rating for rating in latest.values() if rating["page"] == most]
+    kept = [rating for rating in latest.values() if rating["page"] == counted]
     return sorted(kept, key=lambda rating: rating["path"]), refused
+
+
+def _page_of(path):
+    """The name that a rating page gives itself in its raters' results."""
+    if name := read_data(path).get("page"):
+        return name
+    raise ValueError(f"{path}: not a rating page; `python -m tools.mos page` writes one")
 
 
 def _read_rating(path):
@@ -242,6 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--methods", nargs="+", help="folders to rate (default: all with images)")
     add = commands.add_parser("score", help="print the table of raters' results").add_argument
     add("files", nargs="+", help="the result files, e.g. ratings/*.json")
+    add("--page", metavar="FILE", help="count only ratings of this page (default: of most files')")
     add("--plot", metavar="FILE", help="draw the distribution of the scores, e.g. mos.png")
     options = parser.parse_args(arguments)
     try:
@@ -249,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
             out = make_page(options.folder, options.out, options.methods)
             print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; send it to the raters")
         else:
-            scores = score(options.files)
+            scores = score(options.files, options.page)
             print(scores)
             if options.plot:
                 with atomic_path(options.plot) as temporary:

@@ -6,6 +6,7 @@ Results lie as `folder`/<method>/<image>.png; the folder HR holds the originals.
 import base64
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -89,3 +90,12 @@ def fill_template(name: str, data: dict, out: str | Path) -> Path:
     with atomic_path(out) as temporary:
         temporary.write_text(template.replace("{{DATA}}", text), encoding="utf-8")
     return Path(out)
+
+
+def read_data(page: str | Path) -> dict:
+    """The data of a page that `fill_template` wrote; OSError or ValueError if it is none."""
+    text = Path(page).read_text(encoding="utf-8")
+    found = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
+    if not found:
+        raise ValueError(f"{page}: not a page with images; name the HTML file that was sent")
+    return json.loads(found[1])
