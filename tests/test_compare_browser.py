@@ -327,6 +327,15 @@ def test_zoom_by_buttons_and_keys_from_1_to_8(viewer):
     assert viewer.find("zoom").text == "3×"
 
 
+def test_the_next_image_fits_too_until_a_zoom_is_chosen(viewer):
+    assert viewer.choose_image(1).find("zoom").text == "3×"  # 160 pixels in 560
+    viewer.press("+").choose_image(0)
+    assert viewer.find("zoom").text == "4×"
+    viewer.press("0").choose_image(1)
+    viewer.press("w").choose_image(0)
+    assert viewer.find("zoom").text == "1×"  # 200 pixels in half of 640
+
+
 def wheel(viewer, x, y, dx, dy, modifiers=0):
     event = {"type": "mouseWheel", "x": x, "y": y, "deltaX": dx, "deltaY": dy}
     viewer.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event | {"modifiers": modifiers})
