@@ -35,6 +35,7 @@ def folder(tmp_path):
 
 
 def test_page_holds_every_version_pixel_by_pixel_with_its_scores(tmp_path, folder):
+    write_image(folder / ".ipynb_checkpoints" / "baby.png", picture(0))  # is no method
     page = compare.write_page(folder, tmp_path / "compare.html")
     versions = versions_in(page)
     assert list(versions) == [(image, method) for image in ("baby", "bird") for method in ORDER]

@@ -31,7 +31,8 @@ def read_versions(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder, but the page needs its images")
-    names = list(methods or in_order(path.name for path in folder.iterdir() if path.is_dir()))
+    found = in_order(path.name for path in folder.glob("[!.]*") if path.is_dir())
+    names = list(methods or found)
     if (folder / ORIGINAL).is_dir():
         names = [name for name in names if name != ORIGINAL] + [ORIGINAL]
     versions = {name: read_images(folder / name) for name in names}
