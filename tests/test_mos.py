@@ -16,6 +16,7 @@ from scipy import stats
 
 from imresize import imresize
 from tools import mos
+from tools.compare import write_page
 from utils import write_image
 
 IMAGES = ["baby", "bird", "butterfly", "head", "woman"]
@@ -138,7 +139,7 @@ def test_what_cannot_be_rated_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere.*: no such folder"):
         mos.make_page(tmp_path / "nowhere", out)
     folder = make_results(tmp_path / "Set5", methods=["SRGAN"])
-    with pytest.raises(FileNotFoundError, match="HR: no such folder"):
+    with pytest.raises(FileNotFoundError, match="HR: no images"):
         mos.make_page(folder, out)
     make_results(tmp_path / "bare", methods=["HR"])
     with pytest.raises(ValueError, match="no method to rate"):
@@ -427,6 +428,30 @@ def test_files_of_another_page_are_named_and_refused(tmp_path, data):
     assert "another page ('Set14')" in scores.refused[str(stray)]
 
 
+def test_only_ratings_of_the_named_page_count_even_if_most_are_of_another(tmp_path):
+    pages = {}
+    for start, name in enumerate(["Set5", "Set14"]):
+        folder = make_results(tmp_path / name, start=50 * start)
+        pages[name] = mos.make_page(folder, tmp_path / f"{name}.html")
+    files = [
+        write_result(tmp_path / f"{k}.json", data_of(pages[name]), f"rater {k}", k)
+        for k, name in enumerate(["Set14", "Set14", "Set5"])
+    ]
+    assert mos.score(files).name == "Set14"
+    scores = mos.score(files, pages["Set5"])
+    assert scores.name == "Set5" and scores.raters == 1
+    assert list(scores.refused) == [str(file) for file in files[:2]]
+    with pytest.raises(ValueError, match=r"no ratings left to count(.|\n)*page \('Set14'\)"):
+        mos.score(files[:2], pages["Set5"])
+    with pytest.raises(FileNotFoundError, match=r"none.html"):
+        mos.score(files, tmp_path / "none.html")
+    with pytest.raises(ValueError, match=r"0.json: not a page with images"):
+        mos.score(files, files[0])
+    other = write_page({"a": {"SRGAN": picture(0)}}, tmp_path / "compare.html")
+    with pytest.raises(ValueError, match=r"compare.html: not a rating page"):
+        mos.score(files, other)
+
+
 # --- the figure and the command line -------------------------------------------------------------
 
 
@@ -460,6 +485,8 @@ def test_command_line(tmp_path, data, capsys):
     assert "1 raters" in capsys.readouterr().out
     with Image.open(tmp_path / "mos.png") as figure:
         assert figure.width > 300
+    mos.main(["score", str(tmp_path / "*.json"), "--page", str(tmp_path / "rating.html")])
+    assert "1 raters" in capsys.readouterr().out
     for arguments in (["score", str(tmp_path / "none.json")], ["page", str(tmp_path / "none")]):
         with pytest.raises(SystemExit, match=r"error: (.|\n)*none"):
             mos.main(arguments)

@@ -1,62 +1,28 @@
 """The rating page in a real browser, by clicks and by keys, on screens of several densities.
 
-Skipped where Chromium or Chrome, its driver (chromedriver, Debian: chromium-driver) or the package
-selenium is missing.
+Skipped where there is no browser: see tests/chromium.py.
 """
 
 import base64
 import io
 import json
-import os
-import shutil
 
 import numpy as np
 import pytest
+from chromium import LEFT, RIGHT, Page, browser, webdriver
 from PIL import Image
+from selenium.webdriver.support.ui import WebDriverWait
 from skimage import data as photographs
 from test_mos import data_of, versions_of
 
 from tools import mos
 from utils import write_image
 
-BROWSER = next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome", "chrome"])),
-    None,
-)
-DRIVER = shutil.which("chromedriver")
-webdriver = pytest.importorskip(
-    "selenium.webdriver", reason="the package selenium is not installed"
-)
-WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="no Chromium or Chrome with chromedriver on the PATH"
-)
-
-LEFT, RIGHT = "\ue012", "\ue014"  # WebDriver's codes of the arrow keys
 GOOD = {"nearest": 1, "bicubic": 2, "SRGAN": 4, "HR": 5}
 
 
-class Rater:
+class Rater(Page):
     """A person at the page: reads what is on the screen, clicks, types."""
-
-    def __init__(self, driver):
-        self.driver = driver
-
-    def open(self, page, width=900, height=700, ratio=1, touch=False):
-        screen = {"width": width, "height": height, "deviceScaleFactor": ratio, "mobile": touch}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-        self.driver.get(page.as_uri())
-        return self
-
-    def find(self, name):
-        return self.driver.find_element("id", name)
-
-    def sees(self, name):
-        return self.find(name).is_displayed()
-
-    def click(self, name):
-        self.find(name).click()
-        return self
 
     def wait(self):
         """Until an image or the last page is there."""
@@ -90,40 +56,11 @@ class Rater:
             for b in self.driver.find_elements("css selector", "#scores [aria-pressed=true]")
         ]
 
-    def run(self, script, *arguments):
-        return self.driver.execute_script(script, *arguments)
-
     def shown(self):
         """(code of the image on the screen, its PNG)."""
         return self.run("return order[position]"), base64.b64decode(
             self.find("picture").get_attribute("src").split(",")[1]
         )
-
-    def screenshot(self):
-        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})["data"]
-        return np.array(Image.open(io.BytesIO(base64.b64decode(shot))).convert("RGB"))
-
-
-def browser(folder, *arguments):
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    arguments = [
-        *arguments, "headless", "disable-gpu", "disable-quic", "disable-background-networking",
-        "disable-component-update", "disable-sync", "no-first-run", "lang=en-US",
-        "force-color-profile=srgb", f"user-data-dir={folder / 'profile'}",
-    ]  # fmt: skip
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        arguments.append("no-sandbox")  # Chromium refuses its sandbox for root
-    for argument in arguments:
-        options.add_argument(f"--{argument}")
-    (folder / "downloads").mkdir()
-    options.add_experimental_option(
-        "prefs", {"download.default_directory": str(folder / "downloads")}
-    )
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.chrome.service.Service(DRIVER))
-    driver.downloads = folder / "downloads"
-    return driver
 
 
 @pytest.fixture(scope="module")
@@ -362,10 +299,11 @@ def test_pixels_read_back_from_a_canvas_are_those_of_the_png(rater, page):
 def shows_every_pixel(rater, zoom):
     """Rate three images in windows of three sizes: each pixel takes zoom x zoom of the screen."""
     rater.run("localStorage.clear()")
+    rater.driver.set_window_size(901, 1200)
     rater.driver.refresh()
     rater.driver.find_elements("css selector", "#sizes button")[zoom - 1].click()
     rater.start()
-    for width, height in [(501, 640), (502, 641), (503, 643)]:  # free space in halves, too
+    for width, height in [(901, 1200), (902, 1201), (903, 1203)]:  # free space in halves, too
         rater.driver.set_window_size(width, height)
         rater.press("3")
         left, top, ratio = rater.run(
@@ -524,6 +462,67 @@ def test_nothing_on_the_page_names_a_method_and_nothing_is_fetched(rater, page):
         rater.press("3")
     fetched = rater.run("return performance.getEntriesByType('resource').map(e => e.name)")
     assert all(name.startswith("data:") for name in fetched)
+
+
+@pytest.mark.parametrize(("width", "height"), [(360, 640), (640, 360), (900, 700)])
+def test_what_lies_ahead_and_the_start_are_seen_without_scrolling(rater, page, width, height):
+    rater.open(page, width, height, 2, touch=True)
+    for text, nameless in [("8 images, about 1 minute.", "Enter a name"), ("8 张", "请先填写姓名")]:
+        assert text in rater.find("amount").text and nameless in rater.find("amount").text
+        assert not rater.find("start").is_enabled()
+        for name in ("rater", "start", "amount"):
+            top, bottom = rater.run(
+                f"const box = document.getElementById('{name}').getBoundingClientRect();"
+                "return [box.top, box.bottom]"
+            )
+            assert 0 < top < bottom <= height
+        rater.click("language")
+    rater.find("rater").send_keys("Anna")
+    assert rater.find("start").is_enabled()
+    assert rater.find("amount").text == "8 images, about 1 minute."
+    rater.start("").press("3", "3", "3", LEFT, LEFT, LEFT)
+    rater.click("back")
+    assert rater.find("amount").text == "5 images, about 1 minute."
+
+
+def test_minutes_are_those_of_all_images(rater):
+    minutes = "return TEXTS.en.amount(35, Math.ceil(35 * SECONDS / 60))"
+    assert rater.run(minutes) == "35 images, about 4 minutes."
+
+
+@pytest.mark.parametrize(("ratio", "zoom"), [(1, 1), (1.25, 1), (2, 2), (2.625, 3), (5, 4)])
+def test_the_size_begins_as_images_usually_are_on_this_screen(rater, page, ratio, zoom):
+    rater.open(page, 390, 700, ratio)
+    rater.run("localStorage.clear()")
+    rater.driver.refresh()
+    pressed = rater.driver.find_elements("css selector", "#sizes [aria-pressed=true]")
+    assert [button.text for button in pressed] == [f"{zoom}×"]
+    rater.start()
+    width = rater.run("return picture.getBoundingClientRect().width / picture.naturalWidth")
+    assert width == pytest.approx(zoom / ratio, abs=0.01)
+
+
+def test_storage_that_is_full_is_said_on_the_image_while_it_is(rater, page):
+    rater.open(page, 360, 640).start()
+    assert not rater.sees("forgetful")
+    rater.run("""
+      window.setItem = Storage.prototype.setItem;
+      Storage.prototype.setItem = () => { throw new DOMException('', 'QuotaExceededError'); };
+    """)
+    rater.press("3")
+    assert rater.sees("forgetful") and rater.sees("stage")
+    assert "full" in rater.find("forgetful").text
+    rater.click("language")  # which needs other room: the image stays in the middle
+    middles = rater.run("""
+      const middle = e => e.getBoundingClientRect().top + e.getBoundingClientRect().bottom;
+      const frame = () => new Promise(done => requestAnimationFrame(done));
+      return frame().then(frame).then(() => [middle(picture), middle(stage)]);
+    """)
+    assert middles[0] == pytest.approx(middles[1], abs=1.1)
+    rater.run("Storage.prototype.setItem = window.setItem")
+    rater.press("3")
+    assert not rater.sees("forgetful")
+    assert rater.run("return Object.keys(JSON.parse(localStorage[STORE]).scores).length") == 2
 
 
 def test_a_browser_that_keeps_nothing_says_so_and_still_works(rater, page):

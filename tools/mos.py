@@ -10,7 +10,6 @@ import argparse
 import base64
 import glob
 import hashlib
-import io
 import json
 import sys
 import unicodedata
@@ -22,16 +21,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from PIL import Image
 from scipy.stats import bootstrap, norm, t
 from skimage import data as photographs
 from tqdm import tqdm
 
 from imresize import imresize
-from tools.image_files import IMAGE_SUFFIXES
-from utils import SCALE, atomic_path, read_image
+from tools.pages import ORIGINAL, fill_template, png, read_data, read_versions
+from utils import SCALE, atomic_path
 
-WORST, BEST = "nearest", "HR"  # the two methods that calibrate the scale
+WORST, BEST = "nearest", ORIGINAL  # the two methods that calibrate the scale
 CALIBRATION = 2  # points between a rater's means for them: half of the scale from 1 to 5
 
 
@@ -51,7 +49,7 @@ def make_page(folder: str | Path, out: str | Path, methods: list[str] | None = N
         for image, array in arrays.items():
             content = f"{name}/{method}/{image}/{array.shape}".encode() + array.tobytes()
             code = f"i{hashlib.sha256(content).hexdigest()[:12]}"
-            images[code], key[code] = _png(array), [method, image]
+            images[code], key[code] = png(array), [method, image]
     # Sorted by code, or the order would tell the methods.
     key = json.dumps({"set": name, "images": dict(sorted(key.items()))})
     key = base64.b64encode(key.encode()).decode()
@@ -61,56 +59,25 @@ def make_page(folder: str | Path, out: str | Path, methods: list[str] | None = N
         "page": hashlib.sha256(key.encode()).hexdigest()[:16],
         "key": key,
         "images": dict(sorted(images.items())),
-        "examples": [[_png(_nearest(example)), _png(example)] for example in examples],
+        "examples": [[png(_nearest(example)), png(example)] for example in examples],
     }
-    template = Path(__file__).with_name("mos_page.html").read_text(encoding="utf-8")
-    with atomic_path(out) as temporary:
-        temporary.write_text(template.replace("{{DATA}}", json.dumps(data)), encoding="utf-8")
-    return Path(out)
+    return fill_template("mos_page.html", data, out)
 
 
 def _versions(folder, methods):
-    """{method: {image name: uint8 (H, W, 3)}} with HR and nearest; all sizes agree with HR's."""
-    originals = _read_folder(folder / BEST)
-    versions = {BEST: originals, WORST: {name: _nearest(hr) for name, hr in originals.items()}}
-    for method in methods or sorted(path.name for path in folder.iterdir() if path.is_dir()):
-        if images := _read_folder(folder / method):
-            versions[method] = images
-    if len(versions) == 2:
+    """{method: {image name: uint8 (H, W, 3)}} with HR and nearest."""
+    versions = read_versions(folder, methods)
+    if BEST not in versions:
+        raise FileNotFoundError(f"{Path(folder, BEST)}: no images, but raters need the originals")
+    if not versions.keys() - {WORST, BEST}:
         raise ValueError(f"{folder}: no method to rate; it needs folders such as SRResNet, SRGAN")
-    sizes = {name: hr.shape for name, hr in originals.items()}
-    for method, images in versions.items():
-        different = sizes.items() ^ {name: image.shape for name, image in images.items()}.items()
-        if different:
-            names = ", ".join(sorted({name for name, _ in different}))
-            reason = f"not in both {method} and {BEST}, or of different sizes once cropped"
-            advice = "complete it, or name the methods to rate: --methods bicubic SRGAN"
-            raise ValueError(f"{folder / method}: {names}: {reason}; {advice}")
-    return versions
-
-
-def _read_folder(folder):
-    """{image name: uint8 (H, W, 3)} of a folder, cropped to multiples of 4."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder, but the page needs its images")
-    images = {}
-    for path in sorted(folder.glob("[!.]*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            image = read_image(path)
-            height, width = image.shape[:2]
-            images[path.stem] = image[: height // SCALE * SCALE, : width // SCALE * SCALE]
-    return images
+    nearest = {name: _nearest(hr) for name, hr in versions[BEST].items()}
+    return {WORST: nearest} | versions
 
 
 def _nearest(hr):
     """Enlarge the LR image that belongs to an HR image by nearest neighbour."""
     return imresize(hr, 1 / SCALE).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-
-
-def _png(array):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 @dataclass(frozen=True)
@@ -134,17 +101,19 @@ class Scores:
         return "\n".join(lines + [f"not counted: {file}: {r}" for file, r in self.refused.items()])
 
 
-def score(files: Iterable[str | Path]) -> Scores:
+def score(files: Iterable[str | Path], page: str | Path | None = None) -> Scores:
     """Compute mean opinion scores from raters' result files, or patterns such as "ratings/*.json".
 
     Columns of the table: "MOS" is the mean, "low" to "high" its 95 % interval; "ahead" is the
     difference to the next row, "ahead low" to "ahead high" its interval. The intervals come from a
     seeded bootstrap over raters; differences are taken within each rater, strict or lenient.
-    Named, but not counted: damaged files, files of another page than most, all but the latest file
-    of a rater, and raters whose mean for HR is less than 2 points above that for nearest neighbour
-    (random clicks on five images pass in 1.6 % of cases). ValueError if no rating is left to count.
+    `page` is the HTML file whose ratings count, by default the one that most have rated. Named, but
+    not counted: damaged files, files of another page (another set, or images made anew), all but
+    the latest file of a rater, and raters whose mean for HR is less than 2 points above that for
+    nearest neighbour (random clicks on five images pass in 1.6 % of cases). ValueError if no rating
+    is left to count, or if `page` is no rating page.
     """
-    ratings, refused = _read_ratings(files)
+    ratings, refused = _read_ratings(files, page and _page_of(page))
     counted = {}
     for rating in ratings:
         worst, best = rating["scores"].groupby(level=0).mean()[[WORST, BEST]]
@@ -218,8 +187,11 @@ def plot_scores(scores: Scores) -> Figure:
     return figure
 
 
-def _read_ratings(files):
-    """Each rater's latest rating of the page that most rated, and {path: why not} of the others."""
+def _read_ratings(files, counted):
+    """Each rater's latest rating of the page `counted`, and {path: why not} of the others.
+
+    None stands for the page that most rated.
+    """
     paths = []
     for file in map(str, files):
         paths += sorted(glob.glob(file)) or [file]  # the shell of Windows expands no patterns
@@ -237,12 +209,19 @@ def _read_ratings(files):
             refused[older["path"]] = f"{newer}; {advice}"
         latest[rating["page"], rating["rater"]] = rating
     pages = [page for page, _ in latest]
-    most = max(pages, key=pages.count, default=None)
+    counted = counted or max(pages, key=pages.count, default=None)
     for rating in latest.values():
-        if rating["page"] != most:
+        if rating["page"] != counted:
             refused[rating["path"]] = f"of another page ({rating['set']!r}); score it apart"
-    kept = [rating for rating in latest.values() if rating["page"] == most]
+    kept = [rating for rating in latest.values() if rating["page"] == counted]
     return sorted(kept, key=lambda rating: rating["path"]), refused
+
+
+def _page_of(path):
+    """The name that a rating page gives itself in its raters' results."""
+    if name := read_data(path).get("page"):
+        return name
+    raise ValueError(f"{path}: not a rating page; `python -m tools.mos page` writes one")
 
 
 def _read_rating(path):
@@ -275,6 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--methods", nargs="+", help="folders to rate (default: all with images)")
     add = commands.add_parser("score", help="print the table of raters' results").add_argument
     add("files", nargs="+", help="the result files, e.g. ratings/*.json")
+    add("--page", metavar="FILE", help="count only ratings of this page (default: of most files')")
     add("--plot", metavar="FILE", help="draw the distribution of the scores, e.g. mos.png")
     options = parser.parse_args(arguments)
     try:
@@ -282,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
             out = make_page(options.folder, options.out, options.methods)
             print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; send it to the raters")
         else:
-            scores = score(options.files)
+            scores = score(options.files, options.page)
             print(scores)
             if options.plot:
                 with atomic_path(options.plot) as temporary:
