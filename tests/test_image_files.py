@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from image_bytes import png, tiff
 from PIL import Image, ImageCms, PngImagePlugin
 from skimage import data
 
@@ -66,25 +67,13 @@ def test_sixteen_bits_in_planes_are_refused_by_pillow_which_reads_noise(tmp_path
     assert np.array_equal(read_image(path), pixels.astype(np.uint8).transpose(1, 2, 0))
 
 
-def twelve_bit_tiff(values, white_is_zero):
-    """An uncompressed gray TIFF of 12 bits, two pixels in three bytes; an even width."""
-    high, low = values[:, ::2].astype(int), values[:, 1::2].astype(int)
-    packed = np.stack([high >> 4, (high & 15) << 4 | low >> 8, low & 255], axis=2)
-    height, width = values.shape
-    tags = [(256, width), (257, height), (258, 12), (259, 1), (262, 1 - white_is_zero), (273, 122)]
-    tags += [(277, 1), (278, height), (279, packed.size)]
-    directory = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
-    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4)
-    return header + packed.astype(np.uint8).tobytes()
-
-
 def test_twelve_bits_reach_white(tmp_path):
     values = np.array([[0, 4095, 2048, 16], [1, 2, 4094, 100]])
     path = tmp_path / "twelve.tif"
-    path.write_bytes(twelve_bit_tiff(values, white_is_zero=False))
+    path.write_bytes(tiff(values[..., None], 12, 1))
     assert np.abs(read_picture(path)[0] - values / 4095 * 65535).max() <= 1
     assert np.abs(read_image(path)[..., 1] - values / 4095 * 255).max() <= 0.6
-    path.write_bytes(twelve_bit_tiff(values, white_is_zero=True))
+    path.write_bytes(tiff(values[..., None], 12, 0))
     for read in (read_picture, read_image):
         with pytest.raises(OSError, match=r"twelve\.tif: .*of a kind that is not read; save it"):
             read(path)
@@ -388,40 +377,26 @@ def test_no_metadata_are_invented(tmp_path, photo, target):
     assert not Image.open(tmp_path / f"out{target}").getexif()
 
 
-def png(width, height, depth, colour_type, rows, *chunks):
-    """A PNG file by the book: `rows` are the packed bytes of each row, `chunks` (kind, data)."""
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    pixels = zlib.compress(b"".join(b"\0" + bytes(row) for row in rows))
-    body = [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in body)
-
-
 @pytest.mark.parametrize("channels", [3, 4])
 def test_gamma_is_applied(tmp_path, channels):
-    values = np.arange(0, 252, 4, dtype=np.uint8).reshape(1, -1, 1).repeat(channels, axis=2)
+    values = np.arange(0, 252, 4, dtype=np.uint8).reshape(-1, 7, 1).repeat(channels, axis=2)
     colour_type = {3: 2, 4: 6}[channels]
     for gamma, exponent in [(100000, 1 / 2.2), (45455, 1), (46000, 1), (0, 1), (55556, 1 / 1.222)]:
-        content = png(63, 1, 8, colour_type, values, (b"gAMA", struct.pack(">I", gamma)))
-        (tmp_path / "a.png").write_bytes(content)
+        chunk = b"gAMA", struct.pack(">I", gamma)
+        (tmp_path / "a.png").write_bytes(png(values, 8, colour_type, chunk))
         array, _ = read_picture(tmp_path / "a.png")
         expected = (values[..., :3] / 255) ** exponent * 255
         assert np.abs(array[..., :3] - expected).max() <= 1
         assert np.array_equal(array[..., 3:], values[..., 3:])
     chunks = (b"sRGB", b"\0"), (b"gAMA", struct.pack(">I", 100000))
-    (tmp_path / "a.png").write_bytes(png(63, 1, 8, colour_type, values, *chunks))
+    (tmp_path / "a.png").write_bytes(png(values, 8, colour_type, *chunks))
     assert np.array_equal(read_picture(tmp_path / "a.png")[0], values)
 
 
 def test_the_colour_space_of_hdr_is_kept(tmp_path):
     values = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     cicp = b"cICP", bytes([9, 16, 0, 1])
-    (tmp_path / "a.png").write_bytes(png(7, 5, 8, 2, values, cicp, (b"gAMA", bytes([0, 1, 0, 0]))))
+    (tmp_path / "a.png").write_bytes(png(values, 8, 2, cicp, (b"gAMA", bytes([0, 1, 0, 0]))))
     array, info = read_picture(tmp_path / "a.png")
     write_picture(tmp_path / "b.png", [array], (5, 7), 3, np.uint8, info)
     assert np.array_equal(np.array(Image.open(tmp_path / "b.png")), values)
@@ -431,7 +406,7 @@ def test_the_colour_space_of_hdr_is_kept(tmp_path):
 
 
 def test_a_palette_image_without_palette_is_an_error_that_names_it(tmp_path):
-    (tmp_path / "a.png").write_bytes(png(4, 1, 8, 3, [b"\0\1\2\3"]))
+    (tmp_path / "a.png").write_bytes(png(np.zeros((3, 4, 1), int), 8, 3))
     for read in (read_picture, read_image):
         with pytest.raises((OSError, ValueError), match=r"a\.png: a palette image without"):
             read(tmp_path / "a.png")

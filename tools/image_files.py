@@ -225,7 +225,9 @@ def _decode(vips, content, path):
         with suppress(Exception):  # Pillow does not read large ones (BigTIFF)
             tags.load(content)  # EXIF data have the format of a TIFF file
     extra_samples = tags.get(TiffImagePlugin.EXTRASAMPLES)
-    ycbcr = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 6  # libvips takes it for RGB
+    # libvips takes YCbCr for RGB, and gray and alpha in separate planes for interleaved.
+    misread = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 6
+    misread |= tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 and image.bands == 2
     pages = 1 if loader == "heifload_buffer" else fields.get("n-pages", 1)
     if pages > 1 or b"acTL" in chunks:  # an animated PNG
         raise ValueError(f"{path}: several frames or pages; save the one you want as PNG")
@@ -251,7 +253,7 @@ def _decode(vips, content, path):
     if extra_samples == 0:  # of unknown meaning, not alpha
         image = image[: image.bands - 1]
     colours = image.bands - (image.bands in (2, 4))  # the rest is alpha
-    if colours > 3 or ycbcr or image.interpretation not in ("b-w", "grey16", "srgb", "rgb16"):
+    if colours > 3 or misread or image.interpretation not in ("b-w", "grey16", "srgb", "rgb16"):
         raise vips.Error(f"{image.bands} channels of {image.interpretation}")
     bits = fields.get("bits-per-sample", 16)
     if image.format == "ushort" and bits < 16:  # AVIF's 10 or 12 are the upper ones
