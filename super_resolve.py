@@ -206,6 +206,7 @@ def _strips(generator, image, tile=TILE, ensemble=False, back_projection=False, 
                         part[..., colours] = result[..., -1]
                     bar.update(result.shape[0] * result.shape[1])
             yield enlarged
+            del enlarged, part  # before memory is taken for the next strip
 
 
 def _fill_hidden(image):
@@ -245,15 +246,19 @@ def _enlarge(generator, image, tile, ensemble, back_projection):
 
 def _bicubic(image):
     """Enlarge (h, w, C) bicubically, colours weighted by alpha: by how much is seen of them."""
-    channels = image.shape[2]
+    channels, top = image.shape[2], np.iinfo(image.dtype).max
     if channels in (1, 3):
         return imresize(image, SCALE)
-    alpha = image[..., -1].astype(np.float64)
+    alpha = image[..., -1].astype(np.float32)
     weights = imresize(alpha, SCALE)
-    planes = [imresize(image[..., i] * alpha, SCALE) for i in range(channels - 1)]
-    planes = [plane / np.maximum(weights, 0.5) for plane in planes]  # less is rounded to none
-    enlarged = np.stack([*planes, weights], axis=2).clip(0, np.iinfo(image.dtype).max)
-    return np.floor(enlarged + 0.5).astype(image.dtype)
+    planes = np.empty((*weights.shape, channels), image.dtype)
+    planes[..., -1] = weights.clip(0, top) + 0.5
+    np.maximum(weights, 0.5, out=weights)  # alpha of less is rounded to none
+    for channel in range(channels - 1):
+        plane = imresize(image[..., channel] * alpha, SCALE)
+        plane /= weights
+        planes[..., channel] = plane.clip(0, top, out=plane) + 0.5
+    return planes
 
 
 def back_project(sr: torch.Tensor, lr: torch.Tensor) -> torch.Tensor:

@@ -25,8 +25,8 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 WRITERS = {  # suffix: libvips' options
     ".png": {"compression": 2, "filter": "up"},  # more takes twice the time for a few percent
-    ".tif": {"compression": "deflate", "predictor": "horizontal"},
-    ".jpg": {"Q": 95}, ".webp": {"Q": 95}, ".avif": {"Q": 85},
+    ".tif": {"compression": "deflate", "level": 2, "predictor": "horizontal"},
+    ".jpg": {"Q": 95}, ".webp": {"Q": 95, "effort": 1}, ".avif": {"Q": 85, "effort": 1},
 }  # fmt: skip
 LARGEST = {".jpg": 65535, ".webp": 16383, ".avif": 65535}  # pixels a side
 METADATA = {"icc_profile": "icc-profile-data", "exif": "exif-data", "xmp": "xmp-data"}  # libvips'
@@ -324,8 +324,7 @@ def write_picture(
     raw = path.with_suffix(".raw")
     try:
         with open(raw, "wb") as file:
-            for strip in strips:
-                file.write(np.ascontiguousarray(strip).data)
+            file.writelines(strips)
         form, kind = ("ushort", ("grey16", "rgb16")) if deep else ("uchar", ("b-w", "srgb"))
         of_file = {"format": form, "interpretation": kind[channels > 2]}
         image = vips.Image.rawload(str(raw), width, height, channels, **of_file)
