@@ -6,6 +6,10 @@ and pillow-heif from images whose colours lossy codecs keep.
 
 import io
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,3 +287,18 @@ def test_what_libvips_misreads_is_read_by_pillow_or_refused(tmp_path):
     (tmp_path / "planes.tif").write_bytes(planes)
     with pytest.raises(OSError, match=r"planes\.tif: .*save it as PNG"):
         read_picture(tmp_path / "planes.tif")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 50_000, 5000))
+def test_damaged_files_are_read_or_refused_by_name(tmp_path, first):
+    """No crash, no hang, no error of another kind, and no file left behind."""
+    script = Path(__file__).with_name("fuzzing.py")
+    command = [sys.executable, script, tmp_path, str(first), str(first + 5000)]
+    here = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(script.parents[1]), str(script.parent))),
+    }
+    run = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=here)
+    assert run.returncode == 0, (sorted(path.name for path in tmp_path.iterdir()), run.stderr)
+    assert 500 < int(run.stdout) < 4500
