@@ -104,11 +104,11 @@ def super_resolve_file(
     """
     pixels, info = read_picture(source)
     pixels = _checked(pixels)
-    size = [SCALE * length for length in pixels.shape[:2]]
+    height, width, channels = pixels.shape
+    shape = SCALE * height, SCALE * width, channels
     with atomic_path(target) as temporary:
         strips = _strips(generator, pixels, **options)
-        info = _enlarged_info(info)
-        write_picture(temporary, strips, size, pixels.shape[2], pixels.dtype, info, quality)
+        write_picture(temporary, strips, shape, pixels.dtype, _enlarged_info(info), quality)
 
 
 def _enlarged_info(info):

@@ -249,7 +249,7 @@ def test_what_is_written_is_read_alike_by_others(tmp_path, channels, dtype, suff
     array = np.random.default_rng(0).integers(0, top, (150, 7, channels)).astype(dtype)
     strips = [array[:70], array[70:71], array[71:]]
     path = tmp_path / f"a{suffix}"
-    write_picture(path, strips, (150, 7), channels, dtype, {})
+    write_picture(path, strips, (150, 7, channels), dtype, {})
     if suffix != ".png":
         read = tifffile.imread(path)
     elif dtype == np.uint8:
@@ -269,7 +269,7 @@ def test_quality_says_how_much_is_lost(tmp_path, photo, suffix):
     sizes, errors = [], []
     for quality in (30, 95):
         path = tmp_path / f"{quality}{suffix}"
-        write_picture(path, [photo], photo.shape[:2], 3, photo.dtype, {}, quality)
+        write_picture(path, [photo], photo.shape, photo.dtype, {}, quality)
         sizes.append(path.stat().st_size)
         errors.append(np.abs(np.array(Image.open(path)).astype(int) - photo).mean())
     assert sizes[0] < sizes[1] and errors[0] > errors[1] and errors[1] < 4
@@ -296,20 +296,20 @@ def test_what_cannot_be_written_is_said_before_anything_is_computed(
         yield
 
     with pytest.raises(ValueError, match=message):
-        write_picture(tmp_path / name, strips(), size, 3, np.uint8, {}, quality)
+        write_picture(tmp_path / name, strips(), (*size, 3), np.uint8, {}, quality)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_missing_is_an_oserror(tmp_path, photo):
     with pytest.raises(OSError, match="nowhere"):
-        write_picture(tmp_path / "nowhere" / "a.png", [photo], photo.shape[:2], 3, np.uint8, {})
+        write_picture(tmp_path / "nowhere" / "a.png", [photo], photo.shape, np.uint8, {})
 
 
 def test_jpeg_lays_transparency_on_white_and_says_so(tmp_path):
     for dtype in (np.uint8, np.uint16):
         array = np.zeros((16, 16, 4), dtype)
         with pytest.warns(UserWarning, match="does not keep transparency"):
-            write_picture(tmp_path / "a.jpg", [array], (16, 16), 4, dtype, {})
+            write_picture(tmp_path / "a.jpg", [array], (16, 16, 4), dtype, {})
         assert np.array(Image.open(tmp_path / "a.jpg")).min() > 250
 
 
@@ -324,7 +324,7 @@ def test_warnings_name_what_a_format_does_not_keep(tmp_path, recwarn):
         ".avif": ["HDR"],
     }.items():
         recwarn.clear()
-        write_picture(tmp_path / f"a{suffix}", [array], (16, 16), 1, np.uint16, info)
+        write_picture(tmp_path / f"a{suffix}", [array], (16, 16, 1), np.uint16, info)
         text = " ".join(str(warning.message) for warning in recwarn)
         assert [name for name in ("EXIF", "16 bits", "HDR") if name in text] == names
 
@@ -354,7 +354,7 @@ def test_metadata_goes_from_file_to_file(tmp_path, photo, source, target):
     path = save(tmp_path, Image.fromarray(photo), f"in{source}", **options)
     array, info = read_picture(path)
     assert array.shape == (60, 40, 3)  # turned, and not to be turned again
-    write_picture(tmp_path / f"out{target}", [array], (60, 40), 3, np.uint8, info)
+    write_picture(tmp_path / f"out{target}", [array], (60, 40, 3), np.uint8, info)
     with Image.open(tmp_path / f"out{target}") as image:
         assert image.info["icc_profile"] == profile
         written = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
@@ -373,7 +373,7 @@ def test_metadata_goes_from_file_to_file(tmp_path, photo, source, target):
 def test_no_metadata_are_invented(tmp_path, photo, target):
     array, info = read_picture(save(tmp_path, Image.fromarray(photo)))
     assert info == {}
-    write_picture(tmp_path / f"out{target}", [array], photo.shape[:2], 3, np.uint8, info)
+    write_picture(tmp_path / f"out{target}", [array], photo.shape, np.uint8, info)
     assert not Image.open(tmp_path / f"out{target}").getexif()
 
 
@@ -398,8 +398,10 @@ def test_the_colour_space_of_hdr_is_kept(tmp_path):
     cicp = b"cICP", bytes([9, 16, 0, 1])
     (tmp_path / "a.png").write_bytes(png(values, 8, 2, cicp, (b"gAMA", bytes([0, 1, 0, 0]))))
     array, info = read_picture(tmp_path / "a.png")
-    write_picture(tmp_path / "b.png", [array], (5, 7), 3, np.uint8, info)
+    write_picture(tmp_path / "b.png", [array], (5, 7, 3), np.uint8, info)
     assert np.array_equal(np.array(Image.open(tmp_path / "b.png")), values)
+    with pytest.warns(UserWarning, match=r"\.tif does not keep HDR"):
+        write_picture(tmp_path / "b.tif", [array], (5, 7, 3), np.uint8, info)
     content = (tmp_path / "b.png").read_bytes()
     chunk = b"cICP" + bytes([9, 16, 0, 1])
     assert content.index(struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk))) == 33
@@ -424,7 +426,7 @@ def test_names_that_libvips_takes_for_options(tmp_path, photo):
     path = tmp_path / "a [page=3]" / "照片.png[n=-1]"
     save(tmp_path, Image.fromarray(photo)).rename(path)
     assert np.array_equal(read_picture(path)[0], photo)
-    write_picture(path.with_name("b.png"), [photo], photo.shape[:2], 3, np.uint8, {})
+    write_picture(path.with_name("b.png"), [photo], photo.shape, np.uint8, {})
     assert np.array_equal(read_image(path.with_name("b.png")), photo)
 
 
@@ -451,9 +453,22 @@ def test_a_phones_picture_is_read(tmp_path):
         pillow_heif.from_pillow(image).save(tmp_path / "a.heic", quality=95, exif=exif.tobytes())
     except RuntimeError:
         pytest.skip("this build of pillow-heif does not encode")
+    for primaries, transfer, expected in ((1, 13, None), (9, 16, bytes([9, 16, 0, 1]))):
+        nclx = {"color_primaries": primaries, "transfer_characteristics": transfer}
+        image = pillow_heif.from_pillow(Image.fromarray(colours.astype(np.uint8)))
+        image.save(tmp_path / "marked.heic", save_nclx_profile=True, **nclx)
+        assert read_picture(tmp_path / "marked.heic")[1].get("cicp") == expected
     upright = np.rot90(colours, -1)
     for array in (read_picture(tmp_path / "a.heic")[0], read_image(tmp_path / "a.heic")):
         assert array.shape == (64, 32, 3) and np.abs(array - upright).mean() < 4
+
+
+def test_a_missing_package_for_heic_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for read in (read_picture, read_image):
+        with pytest.raises(OSError, match=r"a\.heic: .*pip install pillow-heif"):
+            read(tmp_path / "a.heic")
 
 
 def test_a_closed_pil_image_is_named_so(tmp_path, photo):
@@ -464,9 +479,9 @@ def test_a_closed_pil_image_is_named_so(tmp_path, photo):
 
 
 def test_training_needs_no_libvips(tmp_path, photo):
-    save(tmp_path, Image.fromarray(photo))
+    save(tmp_path, Image.fromarray(photo), "image.avif", quality=100)
     code = "import sys; sys.modules['pyvips'] = sys.modules['pillow_heif'] = None\n"
-    code += f"import solver, utils; print(utils.read_image({str(tmp_path / 'image.png')!r}).shape)"
+    code += f"import solver, utils; print(utils.read_image({str(tmp_path / 'image.avif')!r}).shape)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "(40, 60, 3)\n"
 

@@ -6,6 +6,7 @@ Knows the formats and both libraries so that no other module has to; knows nothi
 import functools
 import io
 import logging
+import math
 import struct
 import warnings
 import zlib
@@ -36,6 +37,7 @@ TIFF_TEXTS = {270, 271, 272, 305, 306, 315, 33432, 34665, 34853}
 CAUSES = {  # of errors while reading, beside what the decoder says
     UnidentifiedImageError: "not an image, or of a kind that is not read; save it as PNG or JPEG",
     PermissionError: "it may not be read; change its permissions",
+    ModuleNotFoundError: "HEIC files need one more package: pip install pillow-heif",
     MemoryError: "not enough memory to decode it; cut it into parts or close other programs",
 }
 UNKNOWN_RANGE = "32-bit or floating-point of unknown range; save it as 16 bits"
@@ -81,7 +83,7 @@ def open_image(path: str | Path) -> Image.Image:
     """
     with naming(path):
         content, formats = _content(path), IMAGE_FORMATS
-        if content[4:8] == b"ftyp":
+        if content[4:8] == b"ftyp" and content[8:12] not in (b"avif", b"avis"):
             import pillow_heif  # for HEIC only
 
             pillow_heif.register_heif_opener()
@@ -157,15 +159,16 @@ def pil_to_array(image: Image.Image, name: str | Path = "image") -> tuple[np.nda
 
     The array is uint8 or uint16, (H, W) for gray or (H, W, C): gray and alpha, RGB, RGBA; the dict
     has "icc_profile", "exif", "xmp" and "dpi" where the image has them. Raises ValueError for
-    several frames, an unknown range and a closed image; `name` begins the message.
+    several frames, an unknown range and a closed image, OSError for a damaged one; `name` begins
+    the message.
     """
-    try:
-        image.load()
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}; open it again, or give its path") from error
     if getattr(image, "is_animated", False) and image.format not in ("MPO", "HEIF"):
         raise ValueError(f"{name}: {image.n_frames} frames or pages; choose one with .copy()")
     with naming(name):
+        try:
+            image.load()
+        except ValueError as error:  # such as "Operation on closed image"
+            raise ValueError(f"{name}: {error}; open it again, or give its path") from error
         image = prepare_image(image)
         if image.mode[0] in "IF":
             array = sixteen_bit_array(image, name)
@@ -209,9 +212,12 @@ def read_picture(path: str | Path) -> tuple[np.ndarray, dict]:
     with naming(path):
         content = _content(path)
         try:
-            return _decode(vips, content, path)
+            array, info = _decode(vips, content, path)
         except vips.Error:  # it is BMP, PPM, TGA, JPEG 2000, a phone's HEIC, a rare TIFF or damaged
-            return pil_to_array(open_image(path), path)
+            array, info = pil_to_array(open_image(path), path)
+        if "icc_profile" not in info and (cicp := _colour_space(content)):
+            info["cicp"] = cicp
+        return array, info
 
 
 def _decode(vips, content, path):
@@ -238,8 +244,6 @@ def _decode(vips, content, path):
     stored = "resolution-unit" in fields or b"pHYs" in chunks  # else it is libvips' own
     if stored and min(image.xres, image.yres) > 0:
         info["dpi"] = image.xres * 25.4, image.yres * 25.4
-    if b"cICP" in chunks and "icc_profile" not in info:
-        info["cicp"] = chunks[b"cICP"]
     if texts := TIFF_TEXTS & set(tags):
         for tag in set(tags) - texts:
             del tags[tag]
@@ -280,43 +284,52 @@ def _png_chunks(content):
     return chunks
 
 
+def _colour_space(content):
+    """The numbers of ITU-T H.273 by which a PNG, AVIF or HEIC file marks HDR or wide colours."""
+    cicp = _png_chunks(content).get(b"cICP", b"")
+    place = content.find(b"colrnclx") if content[4:8] == b"ftyp" else -1
+    if place > 0:  # two bytes each: primaries, transfer function
+        cicp = bytes([content[place + 9], content[place + 11], 0, 1])
+    wide = len(cicp) == 4 and (cicp[0] in (9, 12) or cicp[1] in (16, 18))  # BT.2020, P3; PQ, HLG
+    return cicp if wide else None
+
+
 def write_picture(
     path: str | Path,
     strips: Iterable[np.ndarray],
-    size: tuple[int, int],
-    channels: int,
+    shape: tuple[int, int, int],
     dtype: np.dtype,
     info: dict,
     quality: int | None = None,
 ) -> None:
     """Write an image that comes in strips (h, W, C), from top to bottom, in the suffix's format.
 
-    `size` is (H, W) of the whole, `dtype` uint8 or uint16, `info` as from `read_picture`. The
+    `shape` is (H, W, C) of the whole, `dtype` uint8 or uint16, `info` as from `read_picture`. The
     strips wait uncompressed in a file beside `path`. `quality` is 1 to 100 for JPEG, WebP and AVIF;
     PNG and TIFF lose nothing. Warns of what the format cannot hold. Raises ValueError for another
     suffix or quality and for too large an image, OSError for what cannot be written.
     """
-    vips, path, (height, width) = _libvips(), Path(path), size
+    vips, path, (height, width, channels) = _libvips(), Path(path), shape
     deep, suffix = dtype == np.uint16, path.suffix.lower()
     suffix = {".jpeg": ".jpg", ".tiff": ".tif"}.get(suffix, suffix)
     if suffix not in WRITERS:
         accepted = "accepted are .png, .jpg, .webp, .avif and .tif"
         raise ValueError(f"images are not written as '{path.suffix}'; {accepted}")
     options, largest = dict(WRITERS[suffix]), LARGEST.get(suffix, 2**31)
-    if max(size) > largest:
-        raise ValueError(f"{suffix} holds {largest} pixels a side, not {max(size)}; choose .png")
+    if max(shape) > largest:
+        raise ValueError(f"{suffix} holds {largest} pixels a side, not {max(shape)}; choose .png")
     if quality is not None:
         if "Q" not in options or not 1 <= quality <= 100:
             accepted = "it is 1 to 100, for .jpg, .webp and .avif"
             raise ValueError(f"quality is {quality} for {suffix}; {accepted}")
         options["Q"] = quality
     if suffix == ".tif":
-        options["bigtiff"] = height * width * channels * np.dtype(dtype).itemsize > 2**31
+        options["bigtiff"] = math.prod(shape) * np.dtype(dtype).itemsize > 2**31
     lost = {
         "transparency (it is laid on white)": suffix == ".jpg" and channels in (2, 4),
         "16 bits": deep and suffix in (".jpg", ".webp"),
         "EXIF data": "exif" in info and suffix == ".tif",
-        "the colour space of HDR": "cicp" in info and suffix != ".png",
+        "HDR or wide colours": "cicp" in info and suffix != ".png",
     }
     if any(lost.values()):
         names = ", ".join(name for name, applies in lost.items() if applies)
