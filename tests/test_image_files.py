@@ -2,10 +2,12 @@
 
 import errno
 import io
+import os
 import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,6 +170,26 @@ def test_exif_orientation_is_applied(tmp_path, photo, orientation):
     image = open_image(save(tmp_path, Image.fromarray(photo), exif=exif))
     assert np.array_equal(np.array(image), upright)
     assert 0x0112 not in image.getexif() or image.getexif()[0x0112] == 1
+
+
+def test_an_uncompressed_gray_tiff_that_is_to_be_turned(tmp_path):
+    """Pillow scrambles it if it opens the file itself."""
+    path = tmp_path / "turned.tif"
+    stored = np.array([[10, 20, 30], [40, 50, 60]], np.uint8)
+    path.write_bytes(tiff(stored[..., None], 8, 1, tags=[(0x0112, 3, [6])]))
+    expected = [[40, 10], [50, 20], [60, 30]]
+    assert read_image(path)[..., 0].tolist() == expected
+    assert read_picture(path)[0].squeeze().tolist() == expected
+
+
+def test_conversions_that_fail_name_the_file(tmp_path, photo, monkeypatch):
+    def fail(*arguments):
+        raise AssertionError
+
+    path = save(tmp_path, Image.fromarray(photo), "a.png")
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(OSError, match=r"a\.png: damaged.*AssertionError"):
+        read_image(path)
 
 
 def test_unreadable_exif_does_not_stop_reading(tmp_path, photo):
@@ -436,6 +458,36 @@ def test_extra_samples_of_a_tiff_are_alpha_only_if_it_says_so(tmp_path):
         path = tmp_path / "a.tif"
         tifffile.imwrite(path, values, photometric="rgb", extrasamples=[kind])
         assert np.array_equal(read_picture(path)[0], expected)
+
+
+def test_ten_bits_reach_white(tmp_path):
+    pyvips = pytest.importorskip("pyvips")
+    values = np.array([[0, 64, 32768, 65535]], np.uint16).repeat(8, axis=1).repeat(8, axis=0)
+    image = pyvips.Image.new_from_array(np.dstack([values] * 3)).copy(interpretation="rgb16")
+    image.heifsave(str(tmp_path / "a.avif"), compression="av1", bitdepth=10, lossless=True)
+    array, _ = read_picture(tmp_path / "a.avif")
+    expected = np.round((values >> 6) / 1023 * 65535)
+    assert np.abs(array - expected[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("read", [read_picture, read_image])
+def test_only_images_are_decoded(tmp_path, read):
+    (tmp_path / "a.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"/>'
+    )
+    (tmp_path / "a.csv").write_text("1 2\n3 4\n")
+    (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    for path in tmp_path.iterdir():
+        with pytest.raises(OSError, match="not an image, or of a kind that is not read"):
+            read(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+def test_the_waiting_file_is_let_go(tmp_path, photo):
+    """While it is open, the disk keeps its gigabyte, and Windows cannot delete it."""
+    write_picture(tmp_path / "a.png", [photo], photo.shape, np.uint8, {})
+    opened = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    assert not [name for name in opened if "a.raw" in name]
 
 
 def test_a_file_that_has_changed_is_read_anew(tmp_path, photo):

@@ -196,7 +196,7 @@ def _libvips():
     import pyvips
 
     logging.getLogger("pyvips").setLevel(logging.ERROR)
-    pyvips.cache_set_max(0)  # it would keep files open
+    pyvips.cache_set_max(0)  # else files stay open, even deleted ones
     pyvips.operation_block_set("VipsForeignLoad", True)
     for name in LIBVIPS_FORMATS:
         pyvips.operation_block_set(f"VipsForeignLoad{name}", False)
