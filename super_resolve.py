@@ -64,7 +64,8 @@ def super_resolve(
         For an array one of the same type and channels, (4H, 4W) or (4H, 4W, C); else a PIL image
         (gray, 16-bit gray or RGB; alpha), upright, with the ICC profile and 4 times the dpi. On the
         CPU it equals `to_array(generator(to_tensor(image)))` to the bit; a GPU may choose other
-        algorithms for tiles, which can change values by a level. Alpha is enlarged bicubically.
+        algorithms for tiles, which can change values by a level. Three equal channels stay equal.
+        Alpha is enlarged bicubically; the colours of fully transparent pixels have no influence.
 
     Raises TypeError or ValueError for what is no such image and for a network whose output is not
     finite, OSError for an unreadable file, MemoryError if not even the smallest tile fits.
@@ -84,7 +85,8 @@ def super_resolve(
         warnings.warn("16 bits a channel are returned as 8, Pillow's limit", stacklevel=2)
         enlarged = ((enlarged.astype(np.uint32) + 128) // 257).astype(np.uint8)
     result = Image.fromarray(enlarged if enlarged.shape[2] > 1 else enlarged[..., 0])
-    result.info.update(_enlarged_info(info))
+    info = _enlarged_info(info)
+    result.info.update({key: info[key] for key in ("icc_profile", "dpi") if key in info})
     return result
 
 

@@ -358,7 +358,7 @@ def metadata():
     exif.get_ifd(0x8769)[0x9003] = "2019:01:02 03:04:05"
     exif.get_ifd(0x8825)[2] = (47.0, 30.0, 15.5)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return exif, profile, b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
+    return exif, profile, b"<x:xmpmeta xmlns:x='adobe:ns:meta/' tiff:Orientation='6'/>"
 
 
 @pytest.mark.parametrize("target", [".png", ".jpg", ".webp", ".avif", ".tif"])
@@ -380,7 +380,8 @@ def test_metadata_goes_from_file_to_file(tmp_path, photo, source, target):
     with Image.open(tmp_path / f"out{target}") as image:
         assert image.info["icc_profile"] == profile
         written = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
-        assert b"xmpmeta" in (written if isinstance(written, bytes) else written.encode())
+        written = written.decode() if isinstance(written, bytes) else written
+        assert "xmpmeta" in written and "tiff:Orientation='1'" in written
         found = image.getexif()
         assert found.get(0x0112, 1) == 1
         if target != ".tif":
@@ -389,6 +390,21 @@ def test_metadata_goes_from_file_to_file(tmp_path, photo, source, target):
             assert found.get_ifd(0x8825)[2] == (47.0, 30.0, 15.5)
         if source in (".jpg", ".png", ".tif") and target in (".jpg", ".png", ".tif"):
             assert image.info["dpi"] == pytest.approx((100, 100), abs=0.02)
+
+
+def test_the_thumbnail_of_a_turned_photograph_is_left_out(tmp_path, photo):
+    thumbnail = io.BytesIO()
+    Image.fromarray(photo[::4, ::4].copy()).save(thumbnail, "JPEG")
+    thumbnail = thumbnail.getvalue()
+    first = struct.pack("<HHHIII", 1, 0x0112, 3, 1, 6, 26)
+    second = struct.pack("<HHHIIHHIIHHIII", 3, 0x0103, 3, 1, 6, 0x0201, 4, 1, 68, 0x0202, 4, 1,
+                         len(thumbnail), 0)  # fmt: skip
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + first + second + thumbnail
+    path = save(tmp_path, Image.fromarray(photo), "in.jpg", exif=exif)
+    assert thumbnail in path.read_bytes()
+    array, info = read_picture(path)
+    write_picture(tmp_path / "out.jpg", [array], array.shape, np.uint8, info)
+    assert array.shape == (60, 40, 3) and thumbnail not in (tmp_path / "out.jpg").read_bytes()
 
 
 @pytest.mark.parametrize("target", [".jpg", ".webp", ".avif", ".png"])

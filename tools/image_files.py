@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import math
+import re
 import struct
 import warnings
 import zlib
@@ -40,6 +41,7 @@ CAUSES = {  # of errors while reading, beside what the decoder says
     ModuleNotFoundError: "HEIC files need one more package: pip install pillow-heif",
     MemoryError: "not enough memory to decode it; cut it into parts or close other programs",
 }
+KINDS = ("b-w", "srgb", "grey16", "rgb16")  # of libvips' images: gray and RGB, 8 and 16 bits
 UNKNOWN_RANGE = "32-bit or floating-point of unknown range; save it as 16 bits"
 
 
@@ -226,38 +228,41 @@ def _decode(vips, content, path):
     if limit is not None and image.width * image.height > 2 * limit:
         raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
     fields = {name: image.get(name) for name in image.get_fields()}
-    loader, chunks, tags = fields["vips-loader"], _png_chunks(content), Image.Exif()
-    if loader == "tiffload_buffer":
-        with suppress(Exception):  # Pillow does not read large ones (BigTIFF)
-            tags.load(content)  # EXIF data have the format of a TIFF file
-    extra_samples = tags.get(TiffImagePlugin.EXTRASAMPLES)
-    # libvips takes YCbCr for RGB, and gray and alpha in separate planes for interleaved.
-    misread = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 6
-    misread |= tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 and image.bands == 2
+    loader, chunks = fields["vips-loader"], _png_chunks(content)
+    is_tiff = loader == "tiffload_buffer"  # whose own format is that of EXIF data
+    tags, kinds = Image.Exif(), {}
+    with suppress(Exception):  # what Pillow cannot read stays as it is
+        tags.load(content if is_tiff else fields.get("exif-data", b""))
+        kinds = dict(tags) if is_tiff else {}
+        for tag in set(tags) - TIFF_TEXTS if is_tiff else {ORIENTATION} & set(tags):
+            del tags[tag]
+        # Without the thumbnail, which may lie on its side.
+        fields["exif-data"] = tags.tobytes() if tags else None
     pages = 1 if loader == "heifload_buffer" else fields.get("n-pages", 1)
     if pages > 1 or b"acTL" in chunks:  # an animated PNG
         raise ValueError(f"{path}: several frames or pages; save the one you want as PNG")
     if image.format not in ("uchar", "ushort"):
         raise ValueError(f"{path}: {UNKNOWN_RANGE}")
 
-    info = {name: fields[key] for name, key in METADATA.items() if key in fields}
+    info = {name: fields[key] for name, key in METADATA.items() if fields.get(key)}
     stored = "resolution-unit" in fields or b"pHYs" in chunks  # else it is libvips' own
     if stored and min(image.xres, image.yres) > 0:
         info["dpi"] = image.xres * 25.4, image.yres * 25.4
-    if texts := TIFF_TEXTS & set(tags):
-        for tag in set(tags) - texts:
-            del tags[tag]
-        info["exif"] = tags.tobytes()
+    if "xmp" in info:
+        info["xmp"] = re.sub(rb"(tiff:Orientation(=.|>))[2-8]", rb"\g<1>1", info["xmp"])
 
     image = image.copy_memory().autorot()
     if image.interpretation == "cmyk":
         rgb = Image.fromarray(image[:4].cast("uchar", shift=True).numpy(), mode="CMYK")
         rgb.info = info
         return pil_to_array(rgb, path)
-    if extra_samples == 0:  # of unknown meaning, not alpha
+    if kinds.get(TiffImagePlugin.EXTRASAMPLES) == 0:  # of unknown meaning, not alpha
         image = image[: image.bands - 1]
     colours = image.bands - (image.bands in (2, 4))  # the rest is alpha
-    if colours > 3 or misread or image.interpretation not in ("b-w", "grey16", "srgb", "rgb16"):
+    # libvips takes YCbCr for RGB, and gray and alpha in separate planes for interleaved.
+    misread = kinds.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 6
+    misread |= kinds.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 and image.bands == 2
+    if colours > 3 or misread or image.interpretation not in KINDS:
         raise vips.Error(f"{image.bands} channels of {image.interpretation}")
     bits = fields.get("bits-per-sample", 16)
     if image.format == "ushort" and bits < 16:  # AVIF's 10 or 12 are the upper ones
@@ -338,9 +343,9 @@ def write_picture(
     try:
         with open(raw, "wb") as file:
             file.writelines(strips)
-        form, kind = ("ushort", ("grey16", "rgb16")) if deep else ("uchar", ("b-w", "srgb"))
-        of_file = {"format": form, "interpretation": kind[channels > 2]}
-        image = vips.Image.rawload(str(raw), width, height, channels, **of_file)
+        kind = KINDS[2 * deep + (channels > 2)]
+        form = {"format": "ushort" if deep else "uchar", "interpretation": kind}
+        image = vips.Image.rawload(str(raw), width, height, channels, **form)
         x, y = info.get("dpi", (72, 72))
         image = image.copy(xres=x / 25.4, yres=y / 25.4)
         for name in METADATA.keys() & info.keys():
@@ -352,6 +357,7 @@ def write_picture(
     except vips.Error as error:
         raise OSError(f"cannot be written: {' '.join(str(error).split())}") from error
     finally:
+        image = None  # Windows deletes no file that is open
         with suppress(OSError):
             raw.unlink()
     if "cicp" in info and suffix == ".png":
