@@ -29,7 +29,8 @@ from imresize import imresize
 from metrics import psnr, ssim
 from models import SRResNet, load_generator
 from tools.batch import check_target, make_all, new_file, pipes, plan
-from tools.image_files import pil_to_array, read_picture, write_picture
+from tools.image_files import pil_to_array
+from tools.pictures import read_picture, write_picture
 from utils import SCALE, atomic_path, pick_device, read_image, to_tensor, write_image
 
 TILE, SMALLEST_TILE = 800, 16  # LR pixels a side; the residual blocks take 0.8 GB for 800

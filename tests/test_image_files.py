@@ -16,14 +16,8 @@ from image_bytes import png, tiff
 from PIL import Image, ImageCms, PngImagePlugin
 from skimage import data
 
-from tools.image_files import (
-    IMAGE_FORMATS,
-    IMAGE_SUFFIXES,
-    open_image,
-    pil_to_array,
-    read_picture,
-    write_picture,
-)
+from tools.image_files import IMAGE_FORMATS, IMAGE_SUFFIXES, open_image, pil_to_array
+from tools.pictures import read_picture, write_picture
 from utils import read_image
 
 

@@ -16,7 +16,7 @@ import pytest
 from image_bytes import png, tiff
 from PIL import Image
 
-from tools.image_files import read_picture
+from tools.pictures import read_picture
 
 random = np.random.default_rng(0)
 
