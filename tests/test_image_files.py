@@ -38,6 +38,9 @@ def save(folder, image, name="image.png", **options):
 def test_sixteen_bit_colours_are_read_as_eight_with_a_warning(tmp_path, recwarn):
     pixels = np.random.default_rng(0).integers(0, 65536, (7, 11, 3)).astype(np.uint16)
     (tmp_path / "a.ppm").write_bytes(b"P6 11 7 65535\n" + pixels.astype(">u2").tobytes())
+    (tmp_path / "plain.ppm").write_text("P3 1 1 1023 1023 0 512")
+    with pytest.warns(UserWarning, match=r"plain\.ppm: 16 bits"):
+        assert np.array(open_image(tmp_path / "plain.ppm")).tolist() == [[[255, 0, 128]]]
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
     for name in ("a.ppm", "a.tif"):
         with pytest.warns(UserWarning, match=f"{name}: 16 bits a channel are read as 8"):

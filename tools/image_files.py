@@ -77,10 +77,13 @@ def open_image(path: str | Path) -> Image.Image:
         with Image.open(io.BytesIO(content), formats=formats) as image:
             if problem := _unsupported(image):
                 raise ValueError(f"{path}: {problem}")
-            layouts = " ".join(str(tile[3]) for tile in image.tile)  # such as RGB;16B
+            layouts = [tile[3] for tile in image.tile]  # such as RGB;16B, or of PPM (RGB, 65535)
+            deep = ";16" in str(layouts) or (
+                image.format == "PPM" and isinstance(layouts[0], tuple) and layouts[0][1] > 255
+            )
             tags = dict(image.tag_v2) if image.format == "TIFF" else {}
             image.load()
-            if image.mode[0] != "I" and (";16" in layouts or ", 65535)" in layouts):
+            if deep and image.mode[0] != "I":
                 limit = "16 bits a channel are read as 8, Pillow's limit"
                 warnings.warn(f"{path}: {limit}", stacklevel=2)
             return prepare_image(_spread(image, tags))

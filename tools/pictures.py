@@ -102,9 +102,10 @@ def _decode(vips, content, path):
 
     image = image.copy_memory().autorot()
     if image.interpretation == "cmyk":
-        rgb = Image.fromarray(image[:4].cast("uchar", shift=True).numpy(), mode="CMYK")
-        rgb.info = info
-        return pil_to_array(rgb, path)
+        cmyk = image[:4].cast("uchar", shift=True)
+        cmyk = Image.frombytes("CMYK", (cmyk.width, cmyk.height), cmyk.write_to_memory())
+        cmyk.info = info
+        return pil_to_array(cmyk, path)
     if kinds.get(TiffImagePlugin.EXTRASAMPLES) == 0:  # of unknown meaning, not alpha
         image = image[: image.bands - 1]
     colours = image.bands - (image.bands in (2, 4))  # the rest is alpha
