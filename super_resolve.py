@@ -29,7 +29,8 @@ from imresize import imresize
 from metrics import psnr, ssim
 from models import SRResNet, load_generator
 from tools.batch import check_target, make_all, new_file, pipes, plan
-from tools.image_files import pil_to_array, read_picture, write_picture
+from tools.image_files import pil_to_array
+from tools.pictures import read_picture, write_picture
 from utils import SCALE, atomic_path, pick_device, read_image, to_tensor, write_image
 
 TILE, SMALLEST_TILE = 800, 16  # LR pixels a side; the residual blocks take 0.8 GB for 800
@@ -64,7 +65,8 @@ def super_resolve(
         For an array one of the same type and channels, (4H, 4W) or (4H, 4W, C); else a PIL image
         (gray, 16-bit gray or RGB; alpha), upright, with the ICC profile and 4 times the dpi. On the
         CPU it equals `to_array(generator(to_tensor(image)))` to the bit; a GPU may choose other
-        algorithms for tiles, which can change values by a level. Alpha is enlarged bicubically.
+        algorithms for tiles, which can change values by a level. Three equal channels stay equal.
+        Alpha is enlarged bicubically; the colours of fully transparent pixels have no influence.
 
     Raises TypeError or ValueError for what is no such image and for a network whose output is not
     finite, OSError for an unreadable file, MemoryError if not even the smallest tile fits.
@@ -84,7 +86,8 @@ def super_resolve(
         warnings.warn("16 bits a channel are returned as 8, Pillow's limit", stacklevel=2)
         enlarged = ((enlarged.astype(np.uint32) + 128) // 257).astype(np.uint8)
     result = Image.fromarray(enlarged if enlarged.shape[2] > 1 else enlarged[..., 0])
-    result.info.update(_enlarged_info(info))
+    info = _enlarged_info(info)
+    result.info.update({key: info[key] for key in ("icc_profile", "dpi") if key in info})
     return result
 
 
@@ -104,11 +107,11 @@ def super_resolve_file(
     """
     pixels, info = read_picture(source)
     pixels = _checked(pixels)
-    size = [SCALE * length for length in pixels.shape[:2]]
+    height, width, channels = pixels.shape
+    shape = SCALE * height, SCALE * width, channels
     with atomic_path(target) as temporary:
         strips = _strips(generator, pixels, **options)
-        info = _enlarged_info(info)
-        write_picture(temporary, strips, size, pixels.shape[2], pixels.dtype, info, quality)
+        write_picture(temporary, strips, shape, pixels.dtype, _enlarged_info(info), quality)
 
 
 def _enlarged_info(info):
@@ -206,6 +209,7 @@ def _strips(generator, image, tile=TILE, ensemble=False, back_projection=False, 
                         part[..., colours] = result[..., -1]
                     bar.update(result.shape[0] * result.shape[1])
             yield enlarged
+            del enlarged, part  # before memory is taken for the next strip
 
 
 def _fill_hidden(image):
@@ -245,15 +249,19 @@ def _enlarge(generator, image, tile, ensemble, back_projection):
 
 def _bicubic(image):
     """Enlarge (h, w, C) bicubically, colours weighted by alpha: by how much is seen of them."""
-    channels = image.shape[2]
+    channels, top = image.shape[2], np.iinfo(image.dtype).max
     if channels in (1, 3):
         return imresize(image, SCALE)
-    alpha = image[..., -1].astype(np.float64)
+    alpha = image[..., -1].astype(np.float32)
     weights = imresize(alpha, SCALE)
-    planes = [imresize(image[..., i] * alpha, SCALE) for i in range(channels - 1)]
-    planes = [plane / np.maximum(weights, 0.5) for plane in planes]  # less is rounded to none
-    enlarged = np.stack([*planes, weights], axis=2).clip(0, np.iinfo(image.dtype).max)
-    return np.floor(enlarged + 0.5).astype(image.dtype)
+    planes = np.empty((*weights.shape, channels), image.dtype)
+    planes[..., -1] = weights.clip(0, top) + 0.5
+    np.maximum(weights, 0.5, out=weights)  # alpha of less is rounded to none
+    for channel in range(channels - 1):
+        plane = imresize(image[..., channel] * alpha, SCALE)
+        plane /= weights
+        planes[..., channel] = plane.clip(0, top, out=plane) + 0.5
+    return planes
 
 
 def back_project(sr: torch.Tensor, lr: torch.Tensor) -> torch.Tensor:

@@ -2,25 +2,22 @@
 
 import errno
 import io
+import os
 import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+from image_bytes import png, tiff
 from PIL import Image, ImageCms, PngImagePlugin
 from skimage import data
 
-from tools.image_files import (
-    IMAGE_FORMATS,
-    IMAGE_SUFFIXES,
-    open_image,
-    pil_to_array,
-    read_picture,
-    write_picture,
-)
+from tools.image_files import IMAGE_FORMATS, IMAGE_SUFFIXES, open_image, pil_to_array
+from tools.pictures import read_picture, write_picture
 from utils import read_image
 
 
@@ -41,6 +38,9 @@ def save(folder, image, name="image.png", **options):
 def test_sixteen_bit_colours_are_read_as_eight_with_a_warning(tmp_path, recwarn):
     pixels = np.random.default_rng(0).integers(0, 65536, (7, 11, 3)).astype(np.uint16)
     (tmp_path / "a.ppm").write_bytes(b"P6 11 7 65535\n" + pixels.astype(">u2").tobytes())
+    (tmp_path / "plain.ppm").write_text("P3 1 1 1023 1023 0 512")
+    with pytest.warns(UserWarning, match=r"plain\.ppm: 16 bits"):
+        assert np.array(open_image(tmp_path / "plain.ppm")).tolist() == [[[255, 0, 128]]]
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
     for name in ("a.ppm", "a.tif"):
         with pytest.warns(UserWarning, match=f"{name}: 16 bits a channel are read as 8"):
@@ -66,25 +66,13 @@ def test_sixteen_bits_in_planes_are_refused_by_pillow_which_reads_noise(tmp_path
     assert np.array_equal(read_image(path), pixels.astype(np.uint8).transpose(1, 2, 0))
 
 
-def twelve_bit_tiff(values, white_is_zero):
-    """An uncompressed gray TIFF of 12 bits, two pixels in three bytes; an even width."""
-    high, low = values[:, ::2].astype(int), values[:, 1::2].astype(int)
-    packed = np.stack([high >> 4, (high & 15) << 4 | low >> 8, low & 255], axis=2)
-    height, width = values.shape
-    tags = [(256, width), (257, height), (258, 12), (259, 1), (262, 1 - white_is_zero), (273, 122)]
-    tags += [(277, 1), (278, height), (279, packed.size)]
-    directory = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
-    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4)
-    return header + packed.astype(np.uint8).tobytes()
-
-
 def test_twelve_bits_reach_white(tmp_path):
     values = np.array([[0, 4095, 2048, 16], [1, 2, 4094, 100]])
     path = tmp_path / "twelve.tif"
-    path.write_bytes(twelve_bit_tiff(values, white_is_zero=False))
+    path.write_bytes(tiff(values[..., None], 12, 1))
     assert np.abs(read_picture(path)[0] - values / 4095 * 65535).max() <= 1
     assert np.abs(read_image(path)[..., 1] - values / 4095 * 255).max() <= 0.6
-    path.write_bytes(twelve_bit_tiff(values, white_is_zero=True))
+    path.write_bytes(tiff(values[..., None], 12, 0))
     for read in (read_picture, read_image):
         with pytest.raises(OSError, match=r"twelve\.tif: .*of a kind that is not read; save it"):
             read(path)
@@ -181,6 +169,26 @@ def test_exif_orientation_is_applied(tmp_path, photo, orientation):
     assert 0x0112 not in image.getexif() or image.getexif()[0x0112] == 1
 
 
+def test_an_uncompressed_gray_tiff_that_is_to_be_turned(tmp_path):
+    """Pillow scrambles it if it opens the file itself."""
+    path = tmp_path / "turned.tif"
+    stored = np.array([[10, 20, 30], [40, 50, 60]], np.uint8)
+    path.write_bytes(tiff(stored[..., None], 8, 1, tags=[(0x0112, 3, [6])]))
+    expected = [[40, 10], [50, 20], [60, 30]]
+    assert read_image(path)[..., 0].tolist() == expected
+    assert read_picture(path)[0].squeeze().tolist() == expected
+
+
+def test_conversions_that_fail_name_the_file(tmp_path, photo, monkeypatch):
+    def fail(*arguments):
+        raise AssertionError
+
+    path = save(tmp_path, Image.fromarray(photo), "a.png")
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(OSError, match=r"a\.png: damaged.*AssertionError"):
+        read_image(path)
+
+
 def test_unreadable_exif_does_not_stop_reading(tmp_path, photo):
     path = save(
         tmp_path, Image.fromarray(photo), exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff broken"
@@ -260,7 +268,7 @@ def test_what_is_written_is_read_alike_by_others(tmp_path, channels, dtype, suff
     array = np.random.default_rng(0).integers(0, top, (150, 7, channels)).astype(dtype)
     strips = [array[:70], array[70:71], array[71:]]
     path = tmp_path / f"a{suffix}"
-    write_picture(path, strips, (150, 7), channels, dtype, {})
+    write_picture(path, strips, (150, 7, channels), dtype, {})
     if suffix != ".png":
         read = tifffile.imread(path)
     elif dtype == np.uint8:
@@ -280,7 +288,7 @@ def test_quality_says_how_much_is_lost(tmp_path, photo, suffix):
     sizes, errors = [], []
     for quality in (30, 95):
         path = tmp_path / f"{quality}{suffix}"
-        write_picture(path, [photo], photo.shape[:2], 3, photo.dtype, {}, quality)
+        write_picture(path, [photo], photo.shape, photo.dtype, {}, quality)
         sizes.append(path.stat().st_size)
         errors.append(np.abs(np.array(Image.open(path)).astype(int) - photo).mean())
     assert sizes[0] < sizes[1] and errors[0] > errors[1] and errors[1] < 4
@@ -307,20 +315,20 @@ def test_what_cannot_be_written_is_said_before_anything_is_computed(
         yield
 
     with pytest.raises(ValueError, match=message):
-        write_picture(tmp_path / name, strips(), size, 3, np.uint8, {}, quality)
+        write_picture(tmp_path / name, strips(), (*size, 3), np.uint8, {}, quality)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_missing_is_an_oserror(tmp_path, photo):
     with pytest.raises(OSError, match="nowhere"):
-        write_picture(tmp_path / "nowhere" / "a.png", [photo], photo.shape[:2], 3, np.uint8, {})
+        write_picture(tmp_path / "nowhere" / "a.png", [photo], photo.shape, np.uint8, {})
 
 
 def test_jpeg_lays_transparency_on_white_and_says_so(tmp_path):
     for dtype in (np.uint8, np.uint16):
         array = np.zeros((16, 16, 4), dtype)
         with pytest.warns(UserWarning, match="does not keep transparency"):
-            write_picture(tmp_path / "a.jpg", [array], (16, 16), 4, dtype, {})
+            write_picture(tmp_path / "a.jpg", [array], (16, 16, 4), dtype, {})
         assert np.array(Image.open(tmp_path / "a.jpg")).min() > 250
 
 
@@ -335,7 +343,7 @@ def test_warnings_name_what_a_format_does_not_keep(tmp_path, recwarn):
         ".avif": ["HDR"],
     }.items():
         recwarn.clear()
-        write_picture(tmp_path / f"a{suffix}", [array], (16, 16), 1, np.uint16, info)
+        write_picture(tmp_path / f"a{suffix}", [array], (16, 16, 1), np.uint16, info)
         text = " ".join(str(warning.message) for warning in recwarn)
         assert [name for name in ("EXIF", "16 bits", "HDR") if name in text] == names
 
@@ -347,7 +355,7 @@ def metadata():
     exif.get_ifd(0x8769)[0x9003] = "2019:01:02 03:04:05"
     exif.get_ifd(0x8825)[2] = (47.0, 30.0, 15.5)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return exif, profile, b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>"
+    return exif, profile, b"<x:xmpmeta xmlns:x='adobe:ns:meta/' tiff:Orientation='6'/>"
 
 
 @pytest.mark.parametrize("target", [".png", ".jpg", ".webp", ".avif", ".tif"])
@@ -365,11 +373,12 @@ def test_metadata_goes_from_file_to_file(tmp_path, photo, source, target):
     path = save(tmp_path, Image.fromarray(photo), f"in{source}", **options)
     array, info = read_picture(path)
     assert array.shape == (60, 40, 3)  # turned, and not to be turned again
-    write_picture(tmp_path / f"out{target}", [array], (60, 40), 3, np.uint8, info)
+    write_picture(tmp_path / f"out{target}", [array], (60, 40, 3), np.uint8, info)
     with Image.open(tmp_path / f"out{target}") as image:
         assert image.info["icc_profile"] == profile
         written = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
-        assert b"xmpmeta" in (written if isinstance(written, bytes) else written.encode())
+        written = written.decode() if isinstance(written, bytes) else written
+        assert "xmpmeta" in written and "tiff:Orientation='1'" in written
         found = image.getexif()
         assert found.get(0x0112, 1) == 1
         if target != ".tif":
@@ -380,58 +389,61 @@ def test_metadata_goes_from_file_to_file(tmp_path, photo, source, target):
             assert image.info["dpi"] == pytest.approx((100, 100), abs=0.02)
 
 
+def test_the_thumbnail_of_a_turned_photograph_is_left_out(tmp_path, photo):
+    thumbnail = io.BytesIO()
+    Image.fromarray(photo[::4, ::4].copy()).save(thumbnail, "JPEG")
+    thumbnail = thumbnail.getvalue()
+    first = struct.pack("<HHHIII", 1, 0x0112, 3, 1, 6, 26)
+    second = struct.pack("<HHHIIHHIIHHIII", 3, 0x0103, 3, 1, 6, 0x0201, 4, 1, 68, 0x0202, 4, 1,
+                         len(thumbnail), 0)  # fmt: skip
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + first + second + thumbnail
+    path = save(tmp_path, Image.fromarray(photo), "in.jpg", exif=exif)
+    assert thumbnail in path.read_bytes()
+    array, info = read_picture(path)
+    write_picture(tmp_path / "out.jpg", [array], array.shape, np.uint8, info)
+    assert array.shape == (60, 40, 3) and thumbnail not in (tmp_path / "out.jpg").read_bytes()
+
+
 @pytest.mark.parametrize("target", [".jpg", ".webp", ".avif", ".png"])
 def test_no_metadata_are_invented(tmp_path, photo, target):
     array, info = read_picture(save(tmp_path, Image.fromarray(photo)))
     assert info == {}
-    write_picture(tmp_path / f"out{target}", [array], photo.shape[:2], 3, np.uint8, info)
+    write_picture(tmp_path / f"out{target}", [array], photo.shape, np.uint8, info)
     assert not Image.open(tmp_path / f"out{target}").getexif()
-
-
-def png(width, height, depth, colour_type, rows, *chunks):
-    """A PNG file by the book: `rows` are the packed bytes of each row, `chunks` (kind, data)."""
-
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    pixels = zlib.compress(b"".join(b"\0" + bytes(row) for row in rows))
-    body = [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in body)
 
 
 @pytest.mark.parametrize("channels", [3, 4])
 def test_gamma_is_applied(tmp_path, channels):
-    values = np.arange(0, 252, 4, dtype=np.uint8).reshape(1, -1, 1).repeat(channels, axis=2)
+    values = np.arange(0, 252, 4, dtype=np.uint8).reshape(-1, 7, 1).repeat(channels, axis=2)
     colour_type = {3: 2, 4: 6}[channels]
     for gamma, exponent in [(100000, 1 / 2.2), (45455, 1), (46000, 1), (0, 1), (55556, 1 / 1.222)]:
-        content = png(63, 1, 8, colour_type, values, (b"gAMA", struct.pack(">I", gamma)))
-        (tmp_path / "a.png").write_bytes(content)
+        chunk = b"gAMA", struct.pack(">I", gamma)
+        (tmp_path / "a.png").write_bytes(png(values, 8, colour_type, chunk))
         array, _ = read_picture(tmp_path / "a.png")
         expected = (values[..., :3] / 255) ** exponent * 255
         assert np.abs(array[..., :3] - expected).max() <= 1
         assert np.array_equal(array[..., 3:], values[..., 3:])
     chunks = (b"sRGB", b"\0"), (b"gAMA", struct.pack(">I", 100000))
-    (tmp_path / "a.png").write_bytes(png(63, 1, 8, colour_type, values, *chunks))
+    (tmp_path / "a.png").write_bytes(png(values, 8, colour_type, *chunks))
     assert np.array_equal(read_picture(tmp_path / "a.png")[0], values)
 
 
 def test_the_colour_space_of_hdr_is_kept(tmp_path):
     values = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     cicp = b"cICP", bytes([9, 16, 0, 1])
-    (tmp_path / "a.png").write_bytes(png(7, 5, 8, 2, values, cicp, (b"gAMA", bytes([0, 1, 0, 0]))))
+    (tmp_path / "a.png").write_bytes(png(values, 8, 2, cicp, (b"gAMA", bytes([0, 1, 0, 0]))))
     array, info = read_picture(tmp_path / "a.png")
-    write_picture(tmp_path / "b.png", [array], (5, 7), 3, np.uint8, info)
+    write_picture(tmp_path / "b.png", [array], (5, 7, 3), np.uint8, info)
     assert np.array_equal(np.array(Image.open(tmp_path / "b.png")), values)
+    with pytest.warns(UserWarning, match=r"\.tif does not keep HDR"):
+        write_picture(tmp_path / "b.tif", [array], (5, 7, 3), np.uint8, info)
     content = (tmp_path / "b.png").read_bytes()
     chunk = b"cICP" + bytes([9, 16, 0, 1])
     assert content.index(struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk))) == 33
 
 
 def test_a_palette_image_without_palette_is_an_error_that_names_it(tmp_path):
-    (tmp_path / "a.png").write_bytes(png(4, 1, 8, 3, [b"\0\1\2\3"]))
+    (tmp_path / "a.png").write_bytes(png(np.zeros((3, 4, 1), int), 8, 3))
     for read in (read_picture, read_image):
         with pytest.raises((OSError, ValueError), match=r"a\.png: a palette image without"):
             read(tmp_path / "a.png")
@@ -449,7 +461,7 @@ def test_names_that_libvips_takes_for_options(tmp_path, photo):
     path = tmp_path / "a [page=3]" / "照片.png[n=-1]"
     save(tmp_path, Image.fromarray(photo)).rename(path)
     assert np.array_equal(read_picture(path)[0], photo)
-    write_picture(path.with_name("b.png"), [photo], photo.shape[:2], 3, np.uint8, {})
+    write_picture(path.with_name("b.png"), [photo], photo.shape, np.uint8, {})
     assert np.array_equal(read_image(path.with_name("b.png")), photo)
 
 
@@ -459,6 +471,36 @@ def test_extra_samples_of_a_tiff_are_alpha_only_if_it_says_so(tmp_path):
         path = tmp_path / "a.tif"
         tifffile.imwrite(path, values, photometric="rgb", extrasamples=[kind])
         assert np.array_equal(read_picture(path)[0], expected)
+
+
+def test_ten_bits_reach_white(tmp_path):
+    pyvips = pytest.importorskip("pyvips")
+    values = np.array([[0, 64, 32768, 65535]], np.uint16).repeat(8, axis=1).repeat(8, axis=0)
+    image = pyvips.Image.new_from_array(np.dstack([values] * 3)).copy(interpretation="rgb16")
+    image.heifsave(str(tmp_path / "a.avif"), compression="av1", bitdepth=10, lossless=True)
+    array, _ = read_picture(tmp_path / "a.avif")
+    expected = np.round((values >> 6) / 1023 * 65535)
+    assert np.abs(array - expected[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("read", [read_picture, read_image])
+def test_only_images_are_decoded(tmp_path, read):
+    (tmp_path / "a.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"/>'
+    )
+    (tmp_path / "a.csv").write_text("1 2\n3 4\n")
+    (tmp_path / "a.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
+    for path in tmp_path.iterdir():
+        with pytest.raises(OSError, match="not an image, or of a kind that is not read"):
+            read(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+def test_the_waiting_file_is_let_go(tmp_path, photo):
+    """While it is open, the disk keeps its gigabyte, and Windows cannot delete it."""
+    write_picture(tmp_path / "a.png", [photo], photo.shape, np.uint8, {})
+    opened = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    assert not [name for name in opened if "a.raw" in name]
 
 
 def test_a_file_that_has_changed_is_read_anew(tmp_path, photo):
@@ -476,9 +518,22 @@ def test_a_phones_picture_is_read(tmp_path):
         pillow_heif.from_pillow(image).save(tmp_path / "a.heic", quality=95, exif=exif.tobytes())
     except RuntimeError:
         pytest.skip("this build of pillow-heif does not encode")
+    for primaries, transfer, expected in ((1, 13, None), (9, 16, bytes([9, 16, 0, 1]))):
+        nclx = {"color_primaries": primaries, "transfer_characteristics": transfer}
+        image = pillow_heif.from_pillow(Image.fromarray(colours.astype(np.uint8)))
+        image.save(tmp_path / "marked.heic", save_nclx_profile=True, **nclx)
+        assert read_picture(tmp_path / "marked.heic")[1].get("cicp") == expected
     upright = np.rot90(colours, -1)
     for array in (read_picture(tmp_path / "a.heic")[0], read_image(tmp_path / "a.heic")):
         assert array.shape == (64, 32, 3) and np.abs(array - upright).mean() < 4
+
+
+def test_a_missing_package_for_heic_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    for read in (read_picture, read_image):
+        with pytest.raises(OSError, match=r"a\.heic: .*pip install pillow-heif"):
+            read(tmp_path / "a.heic")
 
 
 def test_a_closed_pil_image_is_named_so(tmp_path, photo):
@@ -489,9 +544,9 @@ def test_a_closed_pil_image_is_named_so(tmp_path, photo):
 
 
 def test_training_needs_no_libvips(tmp_path, photo):
-    save(tmp_path, Image.fromarray(photo))
+    save(tmp_path, Image.fromarray(photo), "image.avif", quality=100)
     code = "import sys; sys.modules['pyvips'] = sys.modules['pillow_heif'] = None\n"
-    code += f"import solver, utils; print(utils.read_image({str(tmp_path / 'image.png')!r}).shape)"
+    code += f"import solver, utils; print(utils.read_image({str(tmp_path / 'image.avif')!r}).shape)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "(40, 60, 3)\n"
 

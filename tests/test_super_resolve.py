@@ -461,13 +461,17 @@ def test_profile_and_resolution_are_carried_over(tiny, tmp_path):
         assert result.info["dpi"] == pytest.approx((288, 576), abs=0.05)
 
 
-def test_a_turned_photograph_comes_out_upright(tiny):
+def test_a_turned_photograph_comes_out_upright(tiny, tmp_path):
     image = Image.fromarray(photo(10, 16))
     image.getexif()[0x0112] = 6
     upright = np.ascontiguousarray(np.rot90(photo(10, 16), -1))
     assert np.array_equal(
         np.array(super_resolve(tiny, image, progress=False)), whole(tiny, upright)
     )
+    image.save(tmp_path / "turned.png", exif=image.getexif())
+    result = super_resolve(tiny, tmp_path / "turned.png", progress=False)
+    assert np.array_equal(np.array(result), whole(tiny, upright))
+    assert result.getexif().get(0x0112, 1) == 1
 
 
 # --- files: sound, odd, damaged ------------------------------------------------------------------

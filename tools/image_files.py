@@ -1,15 +1,12 @@
-"""Image files: libvips for those of `super_resolve.py`, Pillow for images as 8-bit RGB.
+"""Image files through Pillow: formats, modes, orientation, colour profiles, and what errors say.
 
-Knows the formats and both libraries so that no other module has to; knows nothing of tensors.
+Knows Pillow's internals so that no other module has to; knows nothing of tensors. What needs all
+bits and metadata, from file to file, is in `tools/pictures.py`.
 """
 
-import functools
 import io
-import logging
-import struct
 import warnings
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,24 +15,16 @@ from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageErr
 
 # What may be decoded. Other plug-ins are left out: some start programs (EPS: Ghostscript).
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "TGA")
-LIBVIPS_FORMATS = ("Png", "Jpeg", "Webp", "Heif", "Tiff", "Nsgif", "Raw")
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".heic", ".heif", ".tif",
     ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga",
 )  # fmt: skip
-WRITERS = {  # suffix: libvips' options
-    ".png": {"compression": 2, "filter": "up"},  # more takes twice the time for a few percent
-    ".tif": {"compression": "deflate", "predictor": "horizontal"},
-    ".jpg": {"Q": 95}, ".webp": {"Q": 95}, ".avif": {"Q": 85},
-}  # fmt: skip
-LARGEST = {".jpg": 65535, ".webp": 16383, ".avif": 65535}  # pixels a side
-METADATA = {"icc_profile": "icc-profile-data", "exif": "exif-data", "xmp": "xmp-data"}  # libvips'
+METADATA = ("icc_profile", "exif", "xmp")  # Pillow's names
 ORIENTATION = 0x0112  # the EXIF tag
-# Of a TIFF file's tags those that are EXIF data: description, camera, date, people, place.
-TIFF_TEXTS = {270, 271, 272, 305, 306, 315, 33432, 34665, 34853}
 CAUSES = {  # of errors while reading, beside what the decoder says
     UnidentifiedImageError: "not an image, or of a kind that is not read; save it as PNG or JPEG",
     PermissionError: "it may not be read; change its permissions",
+    ModuleNotFoundError: "HEIC files need one more package: pip install pillow-heif",
     MemoryError: "not enough memory to decode it; cut it into parts or close other programs",
 }
 UNKNOWN_RANGE = "32-bit or floating-point of unknown range; save it as 16 bits"
@@ -61,16 +50,14 @@ def naming(path: str | Path) -> Iterator[None]:
         raise OSError(f"{path}: {cause}") from error
 
 
-def _content(path):
+def file_content(path: str | Path) -> bytes:
+    """The bytes of a file; OSError if there is none."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file (current folder: {Path.cwd()})")
     if not path.is_file():
         raise OSError(f"{path}: not a file, but a folder or device; name an image file")
     return path.read_bytes()
-
-
-# --- Pillow: images as PIL images, and as arrays -------------------------------------------------
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -80,8 +67,8 @@ def open_image(path: str | Path) -> Image.Image:
     as 8. Raises OSError or ValueError for what is missing, no image, damaged, animated, too large.
     """
     with naming(path):
-        content, formats = _content(path), IMAGE_FORMATS
-        if content[4:8] == b"ftyp":
+        content, formats = file_content(path), IMAGE_FORMATS
+        if content[4:8] == b"ftyp" and content[8:12] not in (b"avif", b"avis"):
             import pillow_heif  # for HEIC only
 
             pillow_heif.register_heif_opener()
@@ -90,10 +77,13 @@ def open_image(path: str | Path) -> Image.Image:
         with Image.open(io.BytesIO(content), formats=formats) as image:
             if problem := _unsupported(image):
                 raise ValueError(f"{path}: {problem}")
-            layouts = " ".join(str(tile[3]) for tile in image.tile)  # such as RGB;16B
+            layouts = [tile[3] for tile in image.tile]  # such as RGB;16B, or of PPM (RGB, 65535)
+            deep = ";16" in str(layouts) or (
+                image.format == "PPM" and isinstance(layouts[0], tuple) and layouts[0][1] > 255
+            )
             tags = dict(image.tag_v2) if image.format == "TIFF" else {}
             image.load()
-            if image.mode[0] != "I" and (";16" in layouts or ", 65535)" in layouts):
+            if deep and image.mode[0] != "I":
                 limit = "16 bits a channel are read as 8, Pillow's limit"
                 warnings.warn(f"{path}: {limit}", stacklevel=2)
             return prepare_image(_spread(image, tags))
@@ -157,15 +147,16 @@ def pil_to_array(image: Image.Image, name: str | Path = "image") -> tuple[np.nda
 
     The array is uint8 or uint16, (H, W) for gray or (H, W, C): gray and alpha, RGB, RGBA; the dict
     has "icc_profile", "exif", "xmp" and "dpi" where the image has them. Raises ValueError for
-    several frames, an unknown range and a closed image; `name` begins the message.
+    several frames, an unknown range and a closed image, OSError for a damaged one; `name` begins
+    the message.
     """
-    try:
-        image.load()
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}; open it again, or give its path") from error
     if getattr(image, "is_animated", False) and image.format not in ("MPO", "HEIF"):
         raise ValueError(f"{name}: {image.n_frames} frames or pages; choose one with .copy()")
     with naming(name):
+        try:
+            image.load()
+        except ValueError as error:  # such as "Operation on closed image"
+            raise ValueError(f"{name}: {error}; open it again, or give its path") from error
         image = prepare_image(image)
         if image.mode[0] in "IF":
             array = sixteen_bit_array(image, name)
@@ -182,165 +173,3 @@ def pil_to_array(image: Image.Image, name: str | Path = "image") -> tuple[np.nda
         if len(dpi) == 2 and all(0 < value < 1e6 for value in dpi):
             info["dpi"] = dpi
     return array, info
-
-
-# --- libvips: from file to file ------------------------------------------------------------------
-
-
-@functools.cache
-def _libvips():
-    """The module pyvips, which training does not need, with the decoders named above only."""
-    import pyvips
-
-    logging.getLogger("pyvips").setLevel(logging.ERROR)
-    pyvips.cache_set_max(0)  # it would keep files open
-    pyvips.operation_block_set("VipsForeignLoad", True)
-    for name in LIBVIPS_FORMATS:
-        pyvips.operation_block_set(f"VipsForeignLoad{name}", False)
-    return pyvips
-
-
-def read_picture(path: str | Path) -> tuple[np.ndarray, dict]:
-    """Decode an image file, upright, as what `pil_to_array` returns, with all its bits.
-
-    What libvips does not read, Pillow does. Raises OSError or ValueError as `open_image` does.
-    """
-    vips = _libvips()
-    with naming(path):
-        content = _content(path)
-        try:
-            return _decode(vips, content, path)
-        except vips.Error:  # it is BMP, PPM, TGA, JPEG 2000, a phone's HEIC, a rare TIFF or damaged
-            return pil_to_array(open_image(path), path)
-
-
-def _decode(vips, content, path):
-    image = vips.Image.new_from_buffer(content, "", access="sequential", fail_on="error")
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > 2 * limit:
-        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-    fields = {name: image.get(name) for name in image.get_fields()}
-    loader, chunks, tags = fields["vips-loader"], _png_chunks(content), Image.Exif()
-    if loader == "tiffload_buffer":
-        with suppress(Exception):  # Pillow does not read large ones (BigTIFF)
-            tags.load(content)  # EXIF data have the format of a TIFF file
-    extra_samples = tags.get(TiffImagePlugin.EXTRASAMPLES)
-    ycbcr = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 6  # libvips takes it for RGB
-    pages = 1 if loader == "heifload_buffer" else fields.get("n-pages", 1)
-    if pages > 1 or b"acTL" in chunks:  # an animated PNG
-        raise ValueError(f"{path}: several frames or pages; save the one you want as PNG")
-    if image.format not in ("uchar", "ushort"):
-        raise ValueError(f"{path}: {UNKNOWN_RANGE}")
-
-    info = {name: fields[key] for name, key in METADATA.items() if key in fields}
-    stored = "resolution-unit" in fields or b"pHYs" in chunks  # else it is libvips' own
-    if stored and min(image.xres, image.yres) > 0:
-        info["dpi"] = image.xres * 25.4, image.yres * 25.4
-    if b"cICP" in chunks and "icc_profile" not in info:
-        info["cicp"] = chunks[b"cICP"]
-    if texts := TIFF_TEXTS & set(tags):
-        for tag in set(tags) - texts:
-            del tags[tag]
-        info["exif"] = tags.tobytes()
-
-    image = image.copy_memory().autorot()
-    if image.interpretation == "cmyk":
-        rgb = Image.fromarray(image[:4].cast("uchar", shift=True).numpy(), mode="CMYK")
-        rgb.info = info
-        return pil_to_array(rgb, path)
-    if extra_samples == 0:  # of unknown meaning, not alpha
-        image = image[: image.bands - 1]
-    colours = image.bands - (image.bands in (2, 4))  # the rest is alpha
-    if colours > 3 or ycbcr or image.interpretation not in ("b-w", "grey16", "srgb", "rgb16"):
-        raise vips.Error(f"{image.bands} channels of {image.interpretation}")
-    bits = fields.get("bits-per-sample", 16)
-    if image.format == "ushort" and bits < 16:  # AVIF's 10 or 12 are the upper ones
-        image = (image * (65535 / (65536 - 2 ** (16 - bits)))).rint().cast("ushort")
-    array = image.numpy()
-    if b"gAMA" in chunks and not {b"iCCP", b"sRGB", b"cICP"} & set(chunks):
-        gamma = int.from_bytes(chunks[b"gAMA"], "big") / 100000 * 2.2  # 1 is that of sRGB
-        top = np.iinfo(array.dtype).max
-        if gamma > 0 and abs(gamma - 1) > 0.05:
-            levels = np.round((np.arange(top + 1) / top) ** (1 / gamma) * top)
-            array = array.reshape(*array.shape[:2], -1).copy()
-            array[..., :colours] = levels[array[..., :colours]]
-    return array, info
-
-
-def _png_chunks(content):
-    """{kind: data} of the chunks before a PNG's pixels; the format: https://www.w3.org/TR/png-3/"""
-    chunks, file, kind = {}, io.BytesIO(content), None
-    if file.read(8) == b"\x89PNG\r\n\x1a\n":
-        while kind not in (b"IDAT", b""):
-            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
-            chunks[kind] = file.read(length)
-            file.read(4)  # the checksum
-    return chunks
-
-
-def write_picture(
-    path: str | Path,
-    strips: Iterable[np.ndarray],
-    size: tuple[int, int],
-    channels: int,
-    dtype: np.dtype,
-    info: dict,
-    quality: int | None = None,
-) -> None:
-    """Write an image that comes in strips (h, W, C), from top to bottom, in the suffix's format.
-
-    `size` is (H, W) of the whole, `dtype` uint8 or uint16, `info` as from `read_picture`. The
-    strips wait uncompressed in a file beside `path`. `quality` is 1 to 100 for JPEG, WebP and AVIF;
-    PNG and TIFF lose nothing. Warns of what the format cannot hold. Raises ValueError for another
-    suffix or quality and for too large an image, OSError for what cannot be written.
-    """
-    vips, path, (height, width) = _libvips(), Path(path), size
-    deep, suffix = dtype == np.uint16, path.suffix.lower()
-    suffix = {".jpeg": ".jpg", ".tiff": ".tif"}.get(suffix, suffix)
-    if suffix not in WRITERS:
-        accepted = "accepted are .png, .jpg, .webp, .avif and .tif"
-        raise ValueError(f"images are not written as '{path.suffix}'; {accepted}")
-    options, largest = dict(WRITERS[suffix]), LARGEST.get(suffix, 2**31)
-    if max(size) > largest:
-        raise ValueError(f"{suffix} holds {largest} pixels a side, not {max(size)}; choose .png")
-    if quality is not None:
-        if "Q" not in options or not 1 <= quality <= 100:
-            accepted = "it is 1 to 100, for .jpg, .webp and .avif"
-            raise ValueError(f"quality is {quality} for {suffix}; {accepted}")
-        options["Q"] = quality
-    if suffix == ".tif":
-        options["bigtiff"] = height * width * channels * np.dtype(dtype).itemsize > 2**31
-    lost = {
-        "transparency (it is laid on white)": suffix == ".jpg" and channels in (2, 4),
-        "16 bits": deep and suffix in (".jpg", ".webp"),
-        "EXIF data": "exif" in info and suffix == ".tif",
-        "the colour space of HDR": "cicp" in info and suffix != ".png",
-    }
-    if any(lost.values()):
-        names = ", ".join(name for name, applies in lost.items() if applies)
-        warnings.warn(f"{suffix} does not keep {names}; .png does", stacklevel=2)
-    raw = path.with_suffix(".raw")
-    try:
-        with open(raw, "wb") as file:
-            for strip in strips:
-                file.write(np.ascontiguousarray(strip).data)
-        form, kind = ("ushort", ("grey16", "rgb16")) if deep else ("uchar", ("b-w", "srgb"))
-        of_file = {"format": form, "interpretation": kind[channels > 2]}
-        image = vips.Image.rawload(str(raw), width, height, channels, **of_file)
-        x, y = info.get("dpi", (72, 72))
-        image = image.copy(xres=x / 25.4, yres=y / 25.4)
-        for name in METADATA.keys() & info.keys():
-            image.set_type(vips.GValue.blob_type, METADATA[name], info[name])
-        image.set_type(vips.GValue.gint_type, "orientation", 1)
-        if "exif" not in info and (suffix != ".jpg" or "dpi" not in info):  # it would invent some
-            options["keep"] = "xmp|icc|other"
-        image.write_to_file(str(path), background=[65535 if deep else 255], **options)
-    except vips.Error as error:
-        raise OSError(f"cannot be written: {' '.join(str(error).split())}") from error
-    finally:
-        with suppress(OSError):
-            raw.unlink()
-    if "cicp" in info and suffix == ".png":
-        content, chunk = path.read_bytes(), b"cICP" + info["cicp"]
-        chunk = struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-        path.write_bytes(content[:33] + chunk + content[33:])  # after the header
