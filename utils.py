@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from tools.image_files import naming, open_image, sixteen_bit_array
+from tools.unused_gpu import tell_unused_gpu
 
 SCALE = 4  # HR is 4 times as high and as wide as LR
 
@@ -30,17 +32,25 @@ def seed_everything(seed: int) -> None:
 def pick_device(name: str | None = None) -> torch.device:
     """The device called `name` ("cuda", "cuda:1", "mps", "cpu"); None: CUDA, else MPS, else CPU.
 
-    Raises ValueError for a device that this machine or this build of PyTorch does not have.
+    Raises ValueError for a named device that cannot compute here. Without a name it is passed over;
+    a sentence is printed, once, about an NVIDIA card that lies unused.
     """
-    if name is None:
-        name = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)  # only this also finds cuda:7 of 2 and a broken driver
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        cause = str(error).splitlines()[0]
-        raise ValueError(f"device '{name}' cannot be used here ({cause}); leave it out") from error
-    return device
+    for choice in [name] if name else ["cuda", "mps"]:
+        try:
+            device = torch.device(choice)
+            # Only this finds cuda:7 of 2, a broken driver, and a card that is too old.
+            image = torch.ones(1, 1, 3, 3, device=device)
+            F.conv2d(image, image).item()
+            return device
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            cause = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+            if name:
+                raise ValueError(
+                    f"device '{name}' cannot be used here ({cause}); leave it out"
+                ) from error
+            if choice == "cuda":
+                tell_unused_gpu(cause)
+    return torch.device("cpu")
 
 
 def device_name(device: torch.device | str) -> str:
