@@ -120,7 +120,9 @@ def pretended_device(kind, capability=None):
         get_device_name=lambda device=None: "a pretended GPU",
         mem_get_info=lambda device=None: (14 * 10**9, 16 * 10**9),
         is_current_stream_capturing=lambda: False,
-        synchronize=lambda device=None: None,
+        empty_cache=lambda: None,
+        reset_peak_memory_stats=lambda: None,
+        max_memory_allocated=lambda: 10**9,
     )
     with ExitStack() as stack:
         enter = stack.enter_context
@@ -128,6 +130,7 @@ def pretended_device(kind, capability=None):
         mps = dict.fromkeys(("is_available", "is_built"), lambda: kind == "mps")
         enter(patch.multiple(torch.backends.mps, **mps))
         enter(patch.object(torch, "autocast", lambda kind, *more, **m: autocast("cpu", *more, **m)))
+        enter(patch.object(torch.accelerator, "synchronize", lambda: None))
         if kind == "mps":
             enter(RefuseChannelsLast())
         yield enter(mode)

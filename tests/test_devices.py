@@ -1,8 +1,10 @@
 """Which device is picked; what runs on a GPU, run on a pretended one: CUDA 7.5 and 8.6, and MPS."""
 
 import contextlib
+import importlib
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,6 +195,19 @@ def test_generators_are_mixed_on_the_device(gpu, tmp_path):
     torch.testing.assert_close(weights[2], weights[0].lerp(weights[1], 0.25))
     update_bn([torch.rand(2, 3, 8, 8, device=gpu.device)], mixture)
     assert next(mixture.parameters()).device == gpu.device
+
+
+@pytest.mark.parametrize("gpu", ["cuda 8.6"], indirect=True)
+def test_the_benchmark_of_a_gpu_writes_what_to_commit(gpu, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(utils.__file__).parent / "benchmarks")
+    benchmark = importlib.import_module("gpu")
+    monkeypatch.setattr(benchmark, "can_compile", lambda device: False)
+    monkeypatch.delitem(benchmark.TYPES, "fp16")  # slow on a CPU, which computes here
+    assert benchmark.main(["--rehearse", "-o", str(tmp_path / "gpu.md")]) == 0
+    text = (tmp_path / "gpu.md").read_text()
+    assert text.startswith("# a pretended GPU\n") and "Nothing failed." in text
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| sr")]
+    assert len(rows) == 2 * 2 + 2 and all(float(row[5]) > 0 for row in rows)
 
 
 # --- a card that lies unused ----------------------------------------------------------------------
