@@ -147,9 +147,8 @@ def test_features_are_compared_on_the_device(gpu, vgg_folder):
     assert sr.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("gpu", ["mps"], indirect=True)
 def test_apple_s_gpus_are_not_compiled_for(gpu):
-    if gpu.device.type == "cuda":
-        pytest.skip("a pretended one has no compiler")
     with pytest.warns(UserWarning, match="not used on Apple's GPUs"):
         assert not can_compile(gpu.device)
 
