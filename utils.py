@@ -7,9 +7,12 @@ import csv
 import os
 import random
 import secrets
-from collections.abc import Iterable, Iterator
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +66,21 @@ def device_name(device: torch.device | str) -> str:
     return device.type.upper()
 
 
+def patiently(operation: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that replaces or removes a file; on Windows again for two seconds.
+
+    There it fails with PermissionError while a virus scanner or Excel holds the file.
+    """
+    for pause in (0.1, 0.2, 0.4, 1.3):
+        try:
+            return operation(*arguments)
+        except PermissionError:
+            if sys.platform != "win32":
+                raise
+            time.sleep(pause)
+    return operation(*arguments)
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which becomes `path` when the block ends without error.
@@ -77,9 +95,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())  # on the disk before it takes the name: survives a power cut
-        os.replace(temporary, path)
+        patiently(os.replace, temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        patiently(temporary.unlink, True)
 
 
 def write_rows(path: str | Path, rows: Iterable[dict]) -> None:

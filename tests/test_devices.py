@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from accelerate.state import AcceleratorState
 from conftest import trained_generator
 from pretended_device import pretended_device
 from torch.optim.swa_utils import update_bn
-from training import STAGES, assert_same, make, run_settings
+from training import STAGES, assert_same, at_step, make, run_settings
 
 import utils
 from datasets import PatchDataset, PatchLoader
@@ -113,9 +114,12 @@ def test_a_stage_trains_is_validated_and_resumes_to_the_bit(
     assert whole.device.type == gpu.device.type
     assert next(whole.generator.parameters()).device == gpu.device
     whole.fit()
-    make(stage, images, tmp_path / "parts", epochs=2, **settings).fit(1)
+    stopped = make(stage, images, tmp_path / "parts", epochs=2, **settings)
+    at_step(stopped, 3, lambda losses: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
     again = make(stage, images, tmp_path / "parts", epochs=2, **settings)
-    assert again.resume() and again.step == 4
+    assert again.resume() and again.step == 3 and again.sums
     again.fit()
     assert_same(tmp_path / "parts", tmp_path / "whole")
     assert len(again.history["valid"]) == 2
