@@ -96,12 +96,12 @@ class MixedPrecision:
         with torch.autocast(self.device_type, enabled=False):
             self.scaler.scale(loss).backward()
         self.scaler.step(optimizer)
-        self.scaler.update()
+        self.scaler.update()  # for each network of a GAN: the next loss is scaled anew
         torch.clear_autocast_cache()  # it holds the weights from before the step
 
 
 def fastest_precision(device: torch.device) -> str:
-    """ "bf16" where the device computes in it, "fp16" on GPUs whose tensor cores know no other."""
+    """What "auto" is: "bf16" where it is fast, "fp16" on tensor cores without it, or "no"."""
     if computes_in_bf16(device):
         return "bf16"
     is_volta_or_turing = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 7
@@ -130,7 +130,7 @@ def can_compile(device: torch.device) -> bool:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiler_cache()
         # The layout matters: there are channels-last convolutions that fail (pytorch#171622).
         layout = dict(device=device, memory_format=memory_format(device))
-        x, weight = (torch.ones(8, 8, 4, 4).to(**layout).requires_grad_() for _ in range(2))
+        x, weight = (torch.ones(8, 8, 3, 3).to(**layout).requires_grad_() for _ in range(2))
         torch.compile(_normalised_convolution, dynamic=False)(x, weight).backward()
     except Exception as error:
         cause = " ".join(str(error).split())[:200] or type(error).__name__
