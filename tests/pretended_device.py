@@ -5,9 +5,11 @@ what only the real thing has: its kernels and its memory, torch.compile, several
 """
 
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+import torch._dynamo  # PyTorch imports it late, and it must not see pretended functions
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -130,7 +132,9 @@ def pretended_device(kind, capability=None):
         mps = dict.fromkeys(("is_available", "is_built"), lambda: kind == "mps")
         enter(patch.multiple(torch.backends.mps, **mps))
         enter(patch.object(torch, "autocast", lambda kind, *more, **m: autocast("cpu", *more, **m)))
-        enter(patch.object(torch.accelerator, "synchronize", lambda: None))
+        stream = SimpleNamespace(is_capturing=lambda: False)
+        accelerator = dict(synchronize=lambda: None, current_stream=lambda: stream)
+        enter(patch.multiple(torch.accelerator, **accelerator))
         if kind == "mps":
             enter(RefuseChannelsLast())
         yield enter(mode)
