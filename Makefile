@@ -12,6 +12,8 @@ help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 .venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) needs Python 3.10 or later; name another: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
 	touch $@
@@ -47,7 +49,7 @@ notebooks: .venv/installed ## run the committed notebooks on the data in data/, 
 	$(CONVERT) --coalesce-streams $(NOTEBOOKS)  # of each progress bar its last line
 
 bench: .venv/installed-dev ## speed, side by side with the usual ways
-	for script in $(filter-out benchmarks/ablations.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/ablations.py benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 ablations: .venv/installed ## what each idea of the recipe is worth, into results/ablations.csv (half an hour on two cores)
 	$(BIN)/python benchmarks/ablations.py

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from tools.acceleration import memory_format
 from tools.pixel_store import open_store  # decoding that survives interruptions
 from utils import SCALE, read_image
 
@@ -238,4 +239,5 @@ class PatchLoader:
             last = min(first + self.batch_size, self.num_patches)
             mine = plan[first + self.rank : last : self.world_size]
             lr, hr = (self.dataset.patches(mine, self.pixels, scale) for scale in (1, SCALE))
-            yield lr.to(self.device), hr.to(self.device)
+            place = dict(device=self.device, memory_format=memory_format(self.device))
+            yield lr.to(**place), hr.to(**place)

@@ -33,7 +33,13 @@ from metrics import SMALLEST, evaluate, mean
 from models import Discriminator, SRResNet, load_generator
 from super_resolve import super_resolve
 from tools import checkpoints  # the log
-from tools.acceleration import MixedPrecision, can_compile, keep_freed_memory, speed_up
+from tools.acceleration import (
+    MixedPrecision,
+    can_compile,
+    is_out_of_memory,
+    keep_freed_memory,
+    speed_up,
+)
 from tools.diagnostics import diagnose
 from tools.distributed import Processes, deferred_signals
 from tools.muon import Muon
@@ -214,7 +220,9 @@ class Solver(Resumable):
         try:
             with self.precision.autocast():
                 return self.training_step(lr, hr)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise torch.OutOfMemoryError(
                 f"out of memory with batch_size={self.settings['batch_size']}: halve it "
                 f"(or crop_size). {self.last_checkpoint} is valid"
@@ -246,9 +254,13 @@ class Solver(Resumable):
 
     def log_means(self) -> None:
         """Close the interval: a row of the history, and what the diagnostics say of it."""
-        self.check_finite()
         count = self.step - (self.history["train"][-1]["step"] if self.history["train"] else 0)
-        row = {name: float(v) / count for name, v in self.processes.mean(self.sums).items()}
+        sums = self.processes.mean(self.sums)
+        # One transfer for all of them: the only time that the program waits for a GPU.
+        values = torch.stack(list(sums.values())).tolist()
+        if not all(map(math.isfinite, values)):
+            self.check_finite()
+        row = {name: value / count for name, value in zip(sums, values, strict=True)}
         self.sums = {}
         epoch = self.epoch + self.batch / len(self.loader)
         rate = self.optimizers["generator"].param_groups[0]["lr"]

@@ -28,6 +28,7 @@ import plots
 from imresize import imresize
 from metrics import psnr, ssim
 from models import SRResNet, load_generator
+from tools.acceleration import is_out_of_memory
 from tools.batch import check_target, make_all, new_file, pipes, plan
 from tools.image_files import pil_to_array
 from tools.pictures import read_picture, write_picture
@@ -195,8 +196,7 @@ def _strips(generator, image, tile=TILE, ensemble=False, back_projection=False, 
                 try:
                     result = _enlarge(generator, image, tiles[0], ensemble, back_projection)
                 except (RuntimeError, MemoryError) as error:
-                    allocation = "tried to allocate" in str(error).lower()  # on every device
-                    if not allocation and not isinstance(error, MemoryError):
+                    if not is_out_of_memory(error):
                         raise
                     if tile <= SMALLEST_TILE:
                         raise MemoryError("out of memory; close other programs") from error

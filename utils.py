@@ -7,15 +7,20 @@ import csv
 import os
 import random
 import secrets
-from collections.abc import Iterable, Iterator
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from tools.image_files import naming, open_image, sixteen_bit_array
+from tools.unused_gpu import tell_unused_gpu
 
 SCALE = 4  # HR is 4 times as high and as wide as LR
 
@@ -30,17 +35,25 @@ def seed_everything(seed: int) -> None:
 def pick_device(name: str | None = None) -> torch.device:
     """The device called `name` ("cuda", "cuda:1", "mps", "cpu"); None: CUDA, else MPS, else CPU.
 
-    Raises ValueError for a device that this machine or this build of PyTorch does not have.
+    Raises ValueError for a named device that cannot compute here. Without a name it is passed over;
+    a sentence is printed, once, about an NVIDIA card that lies unused.
     """
-    if name is None:
-        name = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)  # only this also finds cuda:7 of 2 and a broken driver
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        cause = str(error).splitlines()[0]
-        raise ValueError(f"device '{name}' cannot be used here ({cause}); leave it out") from error
-    return device
+    for choice in [name] if name else ["cuda", "mps"]:
+        try:
+            device = torch.device(choice)
+            # Only this finds cuda:7 of 2, a broken driver, and a card that is too old.
+            image = torch.ones(1, 1, 3, 3, device=device)
+            F.conv2d(image, image).item()
+            return device
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            cause = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+            if name:
+                raise ValueError(
+                    f"device '{name}' cannot be used here ({cause}); leave it out"
+                ) from error
+            if choice == "cuda":
+                tell_unused_gpu(cause)
+    return torch.device("cpu")
 
 
 def device_name(device: torch.device | str) -> str:
@@ -51,6 +64,21 @@ def device_name(device: torch.device | str) -> str:
     if device.type == "cpu":
         return f"CPU, {torch.get_num_threads()} threads"
     return device.type.upper()
+
+
+def patiently(operation: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that replaces or removes a file; on Windows again for two seconds.
+
+    There it fails with PermissionError while a virus scanner or Excel holds the file.
+    """
+    for pause in (0.1, 0.2, 0.4, 1.3):
+        try:
+            return operation(*arguments)
+        except PermissionError:
+            if sys.platform != "win32":
+                raise
+            time.sleep(pause)
+    return operation(*arguments)
 
 
 @contextmanager
@@ -67,9 +95,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())  # on the disk before it takes the name: survives a power cut
-        os.replace(temporary, path)
+        patiently(os.replace, temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        patiently(temporary.unlink, True)
 
 
 def write_rows(path: str | Path, rows: Iterable[dict]) -> None:

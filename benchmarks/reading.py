@@ -93,6 +93,7 @@ def main():
             solver.fit()
         finally:
             sys.settrace(None)
+        del solver  # Windows removes no folder with a mapped file
     assert reading.asked == 3, "two batches, and the end of the epoch"
     count = sum(map(len, reading.lines.values()))
     print(

@@ -1,6 +1,7 @@
 """What makes the networks faster against the plain networks, float64 and plain Adam."""
 
 import copy
+import os
 import shutil
 import subprocess
 import sys
@@ -11,14 +12,18 @@ import torch
 import torch.nn.functional as F
 from conftest import trained_generator
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import Discriminator, SRResNet, load_generator, save_generator
 from tools import acceleration
 from tools.acceleration import (
     MixedPrecision,
     can_compile,
+    compiler_cache,
     computes_in_bf16,
     convolve_shuffled,
+    fastest_precision,
+    is_out_of_memory,
     keep_freed_memory,
     speed_up,
 )
@@ -214,6 +219,16 @@ def test_fp16_leaves_out_a_step_that_overflows_and_halves_its_scale():
     assert precision.scaler.get_scale() == scale / 2
 
 
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [((6, 1), "no"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((12, 0), "bf16")],
+)
+def test_auto_is_the_precision_of_a_gpu_s_tensor_cores(capability, name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert fastest_precision(torch.device("cuda")) == name
+    assert fastest_precision(torch.device("mps")) == "no"
+
+
 @pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, None)])
 def test_auto_is_bf16_where_it_is_fast(fast, dtype, monkeypatch):
     monkeypatch.setattr(acceleration, "computes_in_bf16", lambda device: fast)
@@ -244,7 +259,7 @@ def test_without_a_compiler_there_is_a_warning_and_no_compilation(monkeypatch, t
 
 
 def test_the_warning_names_the_cause_though_it_is_not_in_the_first_line(monkeypatch):
-    def fail(function):
+    def fail(function, dynamic):
         raise RuntimeError("backend='inductor' raised:\nCppCompileError: a header is missing")
 
     monkeypatch.setattr(torch, "compile", fail)
@@ -256,6 +271,59 @@ def test_the_warning_names_the_cause_though_it_is_not_in_the_first_line(monkeypa
 def test_with_a_compiler_compilation_works(recwarn):
     assert can_compile(CPU)
     assert not [w for w in recwarn if "torch.compile does not work" in str(w.message)]
+
+
+def test_what_is_compiled_for_a_test_is_what_networks_consist_of(monkeypatch, tmp_path):
+    """In their layout, with the backward pass: where compilation is known to fail."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    seen = {}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            seen[function.__name__.split(".")[0]] = arguments
+            return function(*arguments, **(options or {}))
+
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    with Watch():
+        assert can_compile(CPU)
+    assert {"convolution_backward", "native_batch_norm_backward"} <= seen.keys()
+    for image in seen["convolution_backward"][:3]:
+        assert image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
+
+
+def test_what_is_compiled_lies_where_no_other_user_can_write(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "chosen")
+    can_compile(CPU)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "chosen" and not list(tmp_path.iterdir())
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    can_compile(CPU)
+    folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert folder.is_relative_to(tmp_path / "cache")
+    if os.name == "posix":
+        assert folder.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # cannot be written
+    other = Path(compiler_cache())
+    assert other.is_dir() and other != Path(compiler_cache())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8 GB). Tried to allocate 1 GB on"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        MemoryError("Unable to allocate 9 GiB for an array"),
+    ],
+)
+def test_every_device_s_lack_of_memory_is_known(error):
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+    assert not is_out_of_memory(OSError("tried to allocate"))
 
 
 MAPPED = """

@@ -26,6 +26,7 @@ from solver import GANSolver, PretrainSolver
 from tools import checkpoints, distributed
 from tools.resumable import TrainingDiverged
 
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 ROOT = Path(solver_module.__file__).parent
 LEARNING_RATE = 1e-5  # of the runs by the command line
 OPTIMIZERS = {"pretrain": ("pretrain", "adam"), "gan": ("gan", "adam"), "muon": ("gan", "muon")}

@@ -163,3 +163,26 @@ def test_devices():
     for name in ("cuda:99", "nonsense"):
         with pytest.raises(ValueError, match=name):
             utils.pick_device(name)
+
+
+@pytest.mark.parametrize(("platform", "refusals", "works"), [
+    ("win32", 3, True), ("win32", 99, False), ("linux", 1, False), ("linux", 0, True),
+])  # fmt: skip
+def test_on_windows_a_file_that_is_held_is_tried_again(platform, refusals, works, monkeypatch):
+    pauses, answers = [], iter(refusals * [PermissionError("held")] + ["done"])
+    monkeypatch.setattr(utils.sys, "platform", platform)
+    monkeypatch.setattr(utils.time, "sleep", pauses.append)
+
+    def replace(source, target):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return source, target
+
+    if works:
+        assert utils.patiently(replace, "a", "b") == ("a", "b")
+        assert len(pauses) == refusals
+    else:
+        with pytest.raises(PermissionError, match="held"):
+            utils.patiently(replace, "a", "b")
+        assert sum(pauses) == (pytest.approx(2) if platform == "win32" else 0)

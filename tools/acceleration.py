@@ -5,7 +5,10 @@ summation, and half precision close to it.
 """
 
 import ctypes
+import os
+import tempfile
 import warnings
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +22,17 @@ def speed_up(network: nn.Module, device: str | torch.device) -> nn.Module:
         # PReLU works on single values, so the shuffle before it can happen after the tail.
         network.upsample[1][1] = nn.Identity()
         network.tail = ShuffledConv2d(tail)
-    return network.to(device, memory_format=torch.channels_last)
+    return network.to(device, memory_format=memory_format(device))
+
+
+def memory_format(device: str | torch.device) -> torch.memory_format:
+    """The layout of weights and batches: channels last, which is faster, but not on Apple's GPUs.
+
+    There the backward pass of a channels-last batch norm fails, or on macOS 14 returns wrong
+    gradients (pytorch#188371, pytorch#181411).
+    """
+    is_apple = torch.device(device).type == "mps"
+    return torch.contiguous_format if is_apple else torch.channels_last
 
 
 class ShuffledConv2d(nn.Module):
@@ -61,12 +74,12 @@ def convolve_shuffled(x: Tensor, weight: Tensor, bias: Tensor, side: int) -> Ten
 class MixedPrecision:
     """The precision of forward and backward passes; weights and their updates stay float32.
 
-    name: "no" (float32), "bf16", "fp16", or "auto": bf16 where the device computes in it.
+    name: "no" (float32), "bf16", "fp16", or "auto": the `fastest_precision`.
     """
 
     def __init__(self, name: str, device: torch.device):
         if name == "auto":
-            name = "bf16" if computes_in_bf16(device) else "no"
+            name = fastest_precision(device)
         self.device_type = device.type
         self.dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
         # fp16 has few exponents: scaling keeps small gradients from vanishing.
@@ -83,8 +96,16 @@ class MixedPrecision:
         with torch.autocast(self.device_type, enabled=False):
             self.scaler.scale(loss).backward()
         self.scaler.step(optimizer)
-        self.scaler.update()
+        self.scaler.update()  # for each network of a GAN: the next loss is scaled anew
         torch.clear_autocast_cache()  # it holds the weights from before the step
+
+
+def fastest_precision(device: torch.device) -> str:
+    """What "auto" is: "bf16" where it is fast, "fp16" on tensor cores without it, or "no"."""
+    if computes_in_bf16(device):
+        return "bf16"
+    is_volta_or_turing = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 7
+    return "fp16" if is_volta_or_turing else "no"
 
 
 def computes_in_bf16(device: torch.device) -> bool:
@@ -97,15 +118,49 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether `torch.compile` works, which needs a C++ compiler or Triton; warns if not."""
+    """Whether `torch.compile` works, which needs a C++ compiler or Triton; warns if not.
+
+    Never on Apple's GPUs. What it compiles is kept in a folder that only this user can write to.
+    """
     try:
-        x = torch.ones(8, device=device, requires_grad=True)
-        torch.compile(lambda x: (2 * x).relu().sum())(x).backward()
+        if device.type == "mps":
+            raise NotImplementedError("it is not used on Apple's GPUs")
+        # PyTorch's own default is a folder in /tmp that another user may have made before.
+        if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiler_cache()
+        # The layout matters: there are channels-last convolutions that fail (pytorch#171622).
+        layout = dict(device=device, memory_format=memory_format(device))
+        x, weight = (torch.ones(8, 8, 3, 3).to(**layout).requires_grad_() for _ in range(2))
+        torch.compile(_normalised_convolution, dynamic=False)(x, weight).backward()
     except Exception as error:
         cause = " ".join(str(error).split())[:200] or type(error).__name__
         warnings.warn(f"torch.compile does not work here ({cause}): going on without", stacklevel=2)
         return False
     return True
+
+
+def _normalised_convolution(x, weight):
+    """What the networks consist of, small enough to be compiled for a test."""
+    return F.batch_norm(F.conv2d(x, weight, padding=1), None, None, training=True).relu().sum()
+
+
+def compiler_cache() -> str:
+    """A folder for compiled kernels that belongs to this user alone; made if it is not there."""
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home, "srgan", "compiled")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return str(folder)
+    except (OSError, RuntimeError):  # no home that can be written: each process compiles anew
+        return tempfile.mkdtemp(prefix="srgan-compiled-")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: of a GPU, of Apple's GPU, or of the CPU, each with its own error."""
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and ("tried to allocate" in text or "alloc_failed" in text)
+    )
 
 
 def keep_freed_memory() -> None:

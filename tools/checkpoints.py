@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from utils import atomic_path
+from utils import atomic_path, patiently
 
 UNSIGNED = "the checksum of this file belongs in this place".ljust(64, ".")
 
@@ -75,9 +75,9 @@ def save(folder: Path, step: int, tensors: Tensors, facts: Facts, keep_last: int
     write(path, tensors, facts)
     # Those of later steps are damaged: `read_latest` skipped them. They do not count.
     for old in [old for old in files(folder) if old <= path][:-keep_last]:
-        old.unlink(missing_ok=True)
+        patiently(old.unlink, True)
     for leftover in folder.glob(".tmp-*"):  # of a process that was killed while it wrote
-        leftover.unlink(missing_ok=True)
+        patiently(leftover.unlink, True)
     return path
 
 

@@ -1,11 +1,18 @@
 """What a training must know of the world around it: stop requests, and the processes of its run."""
 
 import contextlib
+import io
+import json
+import math
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import accelerate
@@ -13,6 +20,10 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
+import presets
+from utils import pick_device
+
+SOLVER = Path(__file__).parents[1] / "solver.py"
 IMPATIENT = 5  # seconds until a second Ctrl-C breaks off; launchers send signals twice at once
 ASK_SECONDS = 2  # between two questions of `Processes.any`; launchers kill 30 s after SIGTERM
 
@@ -60,8 +71,11 @@ class Processes:
     """
 
     def __init__(self):
-        # Without a GPU, launched processes would each train alone unless told to meet on the CPU.
-        on_cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available()
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            # Without a GPU, they would each train alone unless told to meet on the CPU.
+            on_cpu = not torch.cuda.is_available()
+        else:
+            on_cpu = pick_device().type == "cpu"  # also where a GPU is too old to compute
         # Accelerate allows one mixed precision a process; a notebook may hold two solvers.
         self.accelerator = accelerate.Accelerator(mixed_precision="no", cpu=on_cpu)
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
@@ -139,3 +153,52 @@ def share_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
         way_out = "on a CPU start solver.py without a launcher, one process uses all cores"
         raise ValueError(f"several processes need a GPU each: {way_out}")
     return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+
+def train_on_several_gpus(settings: dict[str, Any]) -> None:
+    """Train all stages of a run, one process on each GPU; does nothing with less than two GPUs.
+
+    For notebooks. `accelerate launch` does the work, so a notebook may call this again, whatever
+    it has computed since. The number of processes is the largest that divides the batch of every
+    stage. Stopping the cell stops them, saved. Raises RuntimeError if they fail.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus < 2:
+        return
+    stages = presets.check_settings(settings)["stages"].values()
+    common = math.gcd(*[stage["batch_size"] for stage in stages])
+    count = max(n for n in range(1, gpus + 1) if common % n == 0)
+    if sys.platform != "linux":
+        print(f"One of {gpus} GPUs is used: several train together on Linux only.")
+        return
+    print(f"{count} of {gpus} GPUs are used: the largest number that divides batch_size.")
+    if count == 1:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "settings.json")
+        file.write_text(json.dumps(settings), encoding="utf-8")
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+        command += ["--num_machines=1", f"--num_processes={count}", "--main_process_port=0"]
+        command += ["--mixed_precision=no", "--dynamo_backend=no", str(SOLVER), str(file)]
+        code = run_and_show(command)
+    if code:
+        raise RuntimeError(f"training on {count} GPUs failed with exit code {code}, see above")
+
+
+def run_and_show(command: list[str]) -> int:
+    """Run a command and print what it prints, as it comes; returns its exit code."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    # newline="": carriage returns stay, so that a progress bar overwrites itself
+    output = io.TextIOWrapper(process.stdout, "utf-8", "replace", newline="")
+    try:
+        for line in output:
+            print(line, end="", flush=True)
+    except KeyboardInterrupt:
+        # A terminal and Jupyter interrupt the command, too; others only this process.
+        process.send_signal(signal.SIGINT)
+        for line in output:  # it saves first
+            print(line, end="", flush=True)
+        raise
+    finally:
+        process.wait()
+    return process.returncode
