@@ -17,6 +17,7 @@ import super_resolve as module
 from imresize import imresize
 from models import SRResNet
 from super_resolve import back_project, super_resolve, super_resolve_file
+from tools import acceleration
 from tools.acceleration import speed_up
 from utils import read_image, to_array, to_tensor
 
@@ -190,6 +191,16 @@ def test_ensemble_is_the_mean_of_eight_views(tiny):
         # Eight sums in float32: a half to 6 digits may be rounded either way.
         assert np.abs(result - (total / 8).clip(0, 1) * 255).max() <= 0.5 + 1e-3
     assert not np.array_equal(result, whole(tiny, image))
+
+
+@pytest.mark.parametrize("precision, largest", [("no", 0), ("bf16", 8)])
+def test_fast_is_half_precision_where_the_device_has_it(generator, precision, largest, monkeypatch):
+    monkeypatch.setattr(acceleration, "fastest_precision", lambda device: precision)
+    lr = data.astronaut()[:60, 200:260]
+    exact = super_resolve(generator, lr).astype(int)
+    difference = np.abs(super_resolve(generator, lr, fast=True) - exact)
+    assert difference.max() <= largest and (difference.mean() > 0) == (precision != "no")
+    assert difference.mean() < 0.6
 
 
 def test_memory_that_runs_out_halves_the_tiles(generator, monkeypatch):
