@@ -788,10 +788,10 @@ def test_what_a_stopped_run_left_counts_as_space_that_is_there(server, monkeypat
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_a_way_out(server, monkeypatch):
-    def read_only(path, *_):
+    def read_only(path, *_, **__):
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr(os, "mkdir", read_only)
+    monkeypatch.setattr(Path, "mkdir", read_only)
     with pytest.raises(OSError, match=r"Read-only .*data.*; make it writable, or name another"):
         get(mini(serve(server)))
 

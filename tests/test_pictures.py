@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from image_bytes import png, tiff
 from PIL import Image
@@ -280,9 +281,12 @@ def test_every_file_is_read_as_what_was_stored(tmp_path, family):
 def test_what_libvips_misreads_is_read_by_pillow_or_refused(tmp_path):
     colours = noise(8, 3).astype(np.uint8)
     (tmp_path / "ycbcr.tif").write_bytes(encode(Image.fromarray(colours).convert("YCbCr"), "TIFF"))
-    assert (
-        np.abs(read_picture(tmp_path / "ycbcr.tif")[0].astype(int) - colours).max() <= 3
-    )  # rounded twice
+    if int(PIL.__version__.split(".")[0]) >= 13:  # before, Pillow refused what it had written
+        read = read_picture(tmp_path / "ycbcr.tif")[0].astype(int)
+        assert np.abs(read - colours).max() <= 3  # rounded twice
+    else:
+        with pytest.raises(OSError, match=r"ycbcr\.tif: .*save it as PNG"):
+            read_picture(tmp_path / "ycbcr.tif")
     planes = tiff(noise(8, 2), 8, 1, planes=True, tags=[(338, 3, [2])])
     (tmp_path / "planes.tif").write_bytes(planes)
     with pytest.raises(OSError, match=r"planes\.tif: .*save it as PNG"):
