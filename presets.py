@@ -129,17 +129,23 @@ PRESETS = dict(
 )
 
 
-def get_settings(preset: str) -> dict[str, Any]:
-    """The settings of a preset, a copy to change. Raises ValueError with the presets' names."""
+def get_settings(preset: str, checkpoints: str = "checkpoints") -> dict[str, Any]:
+    """The settings of a preset, a copy to change; its run is the folder `checkpoints`/<preset>.
+
+    Raises ValueError with the presets' names for another one.
+    """
     if preset not in PRESETS:
         raise ValueError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
-    return copy.deepcopy({**RUN, "folder": f"checkpoints/{preset}", **PRESETS[preset]})
+    return copy.deepcopy({**RUN, "folder": f"{checkpoints}/{preset}", **PRESETS[preset]})
 
 
-def read_settings(source: str | Path) -> dict[str, Any]:
-    """The settings of a preset by its name, or of a .json file. Raises ValueError for others."""
+def read_settings(source: str | Path, checkpoints: str = "checkpoints") -> dict[str, Any]:
+    """The settings of a preset, see `get_settings`, or of a .json file, which says its folder.
+
+    Raises ValueError for others.
+    """
     if source in PRESETS or not str(source).endswith(".json"):
-        return get_settings(str(source))
+        return get_settings(str(source), checkpoints)
     try:
         return copy.deepcopy({**RUN, **json.loads(Path(source).read_text(encoding="utf-8"))})
     except (OSError, ValueError, TypeError) as error:
