@@ -262,7 +262,7 @@ def test_named_mirrors_come_first_then_those_of_the_environment_then_those_of_th
 def test_the_error_says_what_each_mirror_gave(server):
     with pytest.raises(OSError) as error:
         get(mini(server.url + "/a", server.url + "/b", "http://127.0.0.1:9"))
-    assert "mini: could not be fetched" in str(error.value) and "--mirror URL" in str(error.value)
+    assert "mini: could not be fetched" in str(error.value) and "SRGAN_MIRRORS" in str(error.value)
     for text in ("/a/hr.zip: 404", "/b/hr.zip: 404", "127.0.0.1:9/hr.zip"):
         assert text in str(error.value)
 

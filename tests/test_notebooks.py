@@ -1,6 +1,7 @@
 """The three notebooks are executed, on two tiny images, in the right order and in the wrong one."""
 
 import json
+import os
 from pathlib import Path
 
 import nbformat
@@ -34,8 +35,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def execute(name, folder, preset="settings.json", twice=False):
-    """What a notebook prints when all cells run; with `twice` each code cell runs two times."""
+def execute(name, folder, preset="settings.json", twice=False, before=""):
+    """What a notebook prints when all cells run; with `twice` each code cell runs two times.
+
+    before: code that runs first.
+    """
     notebook = nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in cells:
@@ -49,6 +53,7 @@ def execute(name, folder, preset="settings.json", twice=False):
         notebook.cells = [
             nbformat.from_dict({**cell, "id": f"c{k}"}) for k, cell in enumerate(notebook.cells)
         ]
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(before))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return "".join(output.get("text", "") for output in outputs)
@@ -83,3 +88,17 @@ def test_a_misspelt_preset_is_one_sentence_with_the_names(name, folder):
         execute(name, folder, preset="lapto")
     assert error.value.evalue.startswith("there is no preset 'lapto'; there are quick, laptop")
     assert len(error.value.traceback.strip().splitlines()) < 12 + 45  # the cell, and the sentence
+
+
+def test_the_notebooks_run_on_a_gpu(folder, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    before = """
+from pretended_device import pretended_device
+
+context = pretended_device("cuda", (8, 6))
+context.__enter__()
+"""
+    for name in ("train", "test", "super_resolution"):
+        printed = execute(name, folder, before=before)
+    assert "SRGAN" in printed

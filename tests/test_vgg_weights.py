@@ -204,5 +204,6 @@ def test_without_a_network_the_error_says_what_to_put_where(folder):
     message = str(caught.value)
     assert message.startswith("VGG16 weights cannot be downloaded (")
     assert "checkpoints/vgg16-a.pth holds the original weights" in message
-    assert f"Put http://127.0.0.1:9/vgg16-01234567.pth into {folder.as_posix()}/." in message
+    assert f"Put http://127.0.0.1:9/vgg16-01234567.pth into {folder.as_posix()}/" in message
+    assert "SRGAN_MIRRORS, see README.md" in message
     assert '"mse" needs none' in message

@@ -263,7 +263,7 @@ def _fetch_set(name, data, mirrors):
         except Unusable as error:
             errors.append(str(error))
     else:
-        way_out = "check the connection, or name a server that has it: --mirror URL"
+        way_out = "check the connection, or name a server that has it: SRGAN_MIRRORS, see README.md"
         raise Unusable(f"{name}: could not be fetched; {way_out}\n  " + "\n  ".join(errors))
     _place(name, damaged, staging, data)
 

@@ -70,7 +70,8 @@ def _find(depth, weights, names):
     except Exception as error:  # no network, no disk, a proxy's page instead of the file
         raise FileNotFoundError(
             f"VGG{depth} weights cannot be downloaded ({error}){found}. Put {URLS[depth]} into "
-            f"{FOLDER.as_posix()}/. {way_out}"
+            f"{FOLDER.as_posix()}/, or name a server that has it: SRGAN_MIRRORS, see README.md. "
+            f"{way_out}"
         ) from error
 
 
