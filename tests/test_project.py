@@ -139,3 +139,12 @@ def test_every_public_function_has_type_hints(path):
         assert not bare, f"{name}: {bare}"
         if function.name != "__init__":
             assert function.returns is not None, name
+
+
+def test_notebooks_and_badges_name_the_same_repository():
+    names = re.findall(r"REPOSITORY = \W*https://github.com/([\w.-]+/[\w.-]+)", "".join(
+        (ROOT / name).read_text(encoding="utf-8") for name in NOTEBOOKS
+    ))  # fmt: skip
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    badges = re.findall(r"colab.research.google.com/github/([\w.-]+/[\w.-]+)/blob", readme)
+    assert len(names) == len(badges) == 3 and len({*names, *badges}) == 1

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from filelock import FileLock, Timeout
 
 from tools.image_files import IMAGE_SUFFIXES
+from utils import patiently
 
 
 def plan(
@@ -247,7 +248,7 @@ def new_file(target: str | Path, originals: set[tuple], replace: bool = False) -
         yield folder / target.name
         check_target(target, originals, replace)
         if replace:
-            os.replace(folder / target.name, target)
+            patiently(os.replace, folder / target.name, target)
         else:
             _give_name(folder / target.name, target)
     originals |= identities([target])  # what this run made, it never replaces
@@ -260,7 +261,7 @@ def _give_name(file, target):
         return
     # The name is taken, or the file system has no hard links: there an empty file takes the name.
     open(target, "x").close()
-    os.replace(file, target)
+    patiently(os.replace, file, target)
 
 
 @contextmanager

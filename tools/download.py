@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tools.locks import locked
 from tools.transfer import Unusable, check_space, fetch, open_session
-from utils import atomic_path, read_image
+from utils import atomic_path, patiently, read_image
 
 IMAGE_LIMIT = 20_000_000  # bytes; the largest image of the sets has 12.5 million, uncompressed
 ARCHIVE_LIMIT = 2_000_000_000  # bytes, of an archive whose size is not known
@@ -298,11 +298,11 @@ def _place(name, damaged, staging, data):
         file.unlink()
     for folder in staging.iterdir():
         if not (data / folder.name).exists():
-            os.rename(folder, data / folder.name)  # the whole folder appears at once
+            patiently(os.rename, folder, data / folder.name)  # the whole folder appears at once
     for path in paths:
         if (staging / path).exists():  # its folder was there before
             (data / path).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staging / path, data / path)
+            patiently(os.replace, staging / path, data / path)
 
 
 def _fetch_images(name, source, kept, staging, mirrors):

@@ -18,6 +18,8 @@ from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
+from utils import patiently
+
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of data
 ATTEMPTS = 5  # in a row with less than CHUNK new bytes, before the next address is tried
 BACKOFF = 1.0  # seconds before the second attempt; then 3, 7 and 15
@@ -79,9 +81,9 @@ def fetch(
                 break
             problem = check(part)
             if problem is None:
-                os.replace(part, path)
+                patiently(os.replace, part, path)
                 return
-            part.unlink()
+            patiently(part.unlink)
             errors.append(f"{url}: {_printable(problem)}")
     raise Unusable(f"{path.name} could not be fetched:\n    " + "\n    ".join(errors))
 
