@@ -57,6 +57,21 @@ def compare(images: dict[str, np.ndarray], box: tuple | None = None, zoom: int =
     return Image.fromarray(np.hstack(columns))
 
 
+def on_checkerboard(image: np.ndarray) -> np.ndarray:
+    """uint8 or uint16 (H, W, 1 to 4) as uint8 RGB (H, W, 3), what is transparent on a checkerboard.
+
+    1 to 4 channels: gray, gray and alpha, RGB, RGBA.
+    """
+    values = image / np.iinfo(image.dtype).max
+    colours, alpha = values, 1
+    if image.shape[2] in (2, 4):
+        colours, alpha = values[..., :-1], values[..., -1:]
+    row, column = np.indices(image.shape[:2]) // GAP
+    board = np.where((row + column) % 2, 0.6, 0.8)[..., None]
+    rgb = np.broadcast_to(alpha * colours + (1 - alpha) * board, (*image.shape[:2], 3))
+    return (255 * rgb + 0.5).astype(np.uint8)
+
+
 def strip(images: dict, hr: np.ndarray, box: tuple | None = None, zoom: int = 1) -> Image.Image:
     """`compare` of {label: SR image} and HR; each label gets PSNR and SSIM of the whole image."""
     scores = {name: f"{psnr(sr, hr):.2f} dB, {ssim(sr, hr):.4f}" for name, sr in images.items()}

@@ -371,6 +371,16 @@ def _demo(generator, source, label, options):
     return np.asarray(plots.strip(images, hr, plots.middle_box(hr, 480)))
 
 
+def _compare(generator, label, options, source, target):
+    """Save the middle of an image, 120 LR pixels, bicubic and by the network, side by side."""
+    pixels = _checked(read_picture(source)[0])
+    left, top, width, height = plots.middle_box(pixels, 120 + 2 * 40)  # 40: the receptive field
+    lr = pixels[top : top + height, left : left + width]
+    images = {"bicubic": super_resolve(None, lr), label: super_resolve(generator, lr, **options)}
+    images = {name: plots.on_checkerboard(sr) for name, sr in images.items()}
+    write_image(target, np.asarray(plots.compare(images, plots.middle_box(images[label], 480))))
+
+
 def _arguments(argv):
     parser = argparse.ArgumentParser(description="Enlarge images 4 times into files NAME.png.")
     add = parser.add_argument
@@ -391,6 +401,7 @@ def _arguments(argv):
     add("--force", action="store_true", help="replace results that exist, not skip them")
     add("--large", action="store_true", help="also read images of more than 179 megapixels")
     add("--demo", metavar="IMAGE", help="reduce this image to 1/4, enlarge it again and score it")
+    add("--compare", action="store_true", help="beside bicubic: their middles in FOLDER/compare/")
     add("--export", metavar="FILE.onnx", help="write the generator as ONNX")
     args = parser.parse_intermixed_args(argv)
     if not (args.inputs or args.demo or args.export):
@@ -401,7 +412,7 @@ def _arguments(argv):
         1 <= args.quality <= 100 and args.format in ("jpg", "webp", "avif")
     ):
         parser.error("--quality is 1 to 100 and goes with --format jpg, webp or avif")
-    if args.output == "-" and (args.demo or not args.inputs):
+    if args.output == "-" and (args.demo or args.compare or not args.inputs):
         parser.error("-o - is for one image to enlarge")
     return args
 
@@ -439,6 +450,12 @@ def _run(args, inputs, output):
     demo = output / "demo" / f"{Path(args.demo).stem}.png" if args.demo else None
     for target in filter(None, (args.export, demo)):
         check_target(target, originals, args.force)
+    sheets = {}
+    if args.compare:
+        names = {source: result.relative_to(output) for source, result in results.items()}
+        sheets = {k: output / "compare" / name.with_suffix(".png") for k, name in names.items()}
+    for target in sheets.values():
+        check_target(target, originals)
 
     device = pick_device(args.device)
     if weights:
@@ -459,8 +476,11 @@ def _run(args, inputs, output):
         with new_file(demo, originals, args.force) as temporary:
             write_image(temporary, sheet)
         print(f"the middle side by side: {demo}")
+    compare = partial(_compare, generator, label, options)
     enlarge = partial(super_resolve_file, generator, quality=args.quality, **options)
-    return min(1, make_all(results, enlarge, originals, args.force))
+    failed = make_all(results, enlarge, originals, args.force)
+    failed += make_all(sheets, compare, originals, args.force)
+    return min(1, failed)
 
 
 if __name__ == "__main__":

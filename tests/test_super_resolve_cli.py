@@ -171,6 +171,24 @@ def test_demo_reduces_enlarges_and_scores(folder, capsys):
     assert read_image("out/demo/original.png").shape[0] > 100
 
 
+def test_compare_saves_a_sheet_with_transparency_on_a_checkerboard(folder, tiny):
+    image = np.dstack([photo(130, 260), np.full((130, 260), 255, np.uint8)])
+    image[60:, 125:, 3] = 0
+    Image.fromarray(image).save("a.png")
+    assert run("a.png", "-o", "out", "--compare") == 0
+    assert files("out") == ["a.png", "compare/a.png"]
+    sheet, result = read_image("out/compare/a.png"), np.array(Image.open("out/a.png"))
+    size = 480
+    top, left = (side // 2 - size // 2 for side in result.shape[:2])
+    shown = sheet[-size:, -size - 8 : -8]  # the right one; 8 pixels of white follow
+    part = result[top : top + size, left : left + size]
+    opaque, hidden = part[..., 3] == 255, part[..., 3] == 0
+    np.testing.assert_array_equal(shown[opaque], part[..., :3][opaque])
+    assert hidden.sum() > 10000 and set(np.unique(shown[hidden])) == {153, 204}
+    assert shown[-1, -1, 0] != shown[-9, -1, 0]
+    assert run("a.png", "-o", "out", "--compare") == 0  # all is there
+
+
 def test_export_writes_onnx(folder):
     pytest.importorskip("onnx")
     assert run("--export", "out/generator.onnx") == 0
@@ -235,11 +253,20 @@ def test_stdin_is_one_of_the_inputs_and_stdout_is_for_one_image(folder, monkeypa
         "--weights g.safetensors --demo out/demo/x.png -o out",
         "--weights g.safetensors --demo out/demo/x.png -o out --export new.onnx",
         "in/a.png -o new --weights g.safetensors --demo out/demo/x.png --export out/demo/x.png",
+        "out/compare/a.png -o out --weights g.safetensors --compare",
     ],
 )
 def test_no_original_is_replaced_whatever_is_asked_for(folder, tiny, capsys, command):
     save_generator("g.safetensors", tiny)
-    for name in ("a.png", "a.jpg", "in/a.png", "in/sub/b.png", "out/a.png", "out/demo/x.png"):
+    for name in (
+        "a.png",
+        "a.jpg",
+        "in/a.png",
+        "in/sub/b.png",
+        "out/a.png",
+        "out/demo/x.png",
+        "out/compare/a.png",
+    ):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo(24, 24)).save(name)
     before = {path: path.read_bytes() for path in folder.rglob("*.*")}
