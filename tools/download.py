@@ -22,7 +22,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from tools.locks import locked
-from tools.transfer import Unusable, check_space, fetch, open_session
+from tools.transfer import Unusable, check_space, fetch, file_sha256, open_session
 from utils import atomic_path, patiently, read_image
 
 IMAGE_LIMIT = 20_000_000  # bytes; the largest image of the sets has 12.5 million, uncompressed
@@ -332,11 +332,7 @@ def _unpack(file, archive, images, staging):
     if archive.sha256:
         if file.stat().st_size != archive.size:
             return f"has {file.stat().st_size} bytes, {archive.size} were published"
-        digest = hashlib.sha256()
-        with open(file, "rb") as opened:
-            while chunk := opened.read(2**20):
-                digest.update(chunk)
-        if digest.hexdigest() != archive.sha256:
+        if file_sha256(file) != archive.sha256:
             return "its SHA-256 is not that of the published file"
     published = {} if archive.sha256 else _read_checksums()
     lacking = set(images.values())

@@ -5,6 +5,7 @@ of image sets: see tools/download.py.
 """
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -52,6 +53,15 @@ def check_space(folder: Path, size: int = 0) -> None:
     needed, free = (size + RESERVE) / 1e9, shutil.disk_usage(folder).free / 1e9
     if needed > free:
         raise OSError(errno.ENOSPC, f"{needed:.1f} GB are needed and {free:.1f} GB are free")
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file of any size, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def fetch(

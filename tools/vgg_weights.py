@@ -1,6 +1,5 @@
 """Where the weights of VGG16 and VGG19 come from: a file in checkpoints/, or a download."""
 
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 from torch import nn
 
 from tools.locks import locked
-from tools.transfer import fetch, open_session
+from tools.transfer import fetch, file_sha256, open_session
 
 FOLDER = Path("checkpoints")
 URLS = {
@@ -90,11 +89,7 @@ def _problem(path):
     said = re.search(r"-([0-9a-f]{8})\.pth", path.name)
     if said is None:
         return None
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    good = digest.hexdigest().startswith(said[1])
+    good = file_sha256(path).startswith(said[1])
     return None if good else "its SHA-256 does not begin as its name says: damaged"
 
 
