@@ -3,7 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := train.ipynb test.ipynb super_resolution.ipynb
 CONVERT := $(BIN)/jupyter nbconvert --to notebook --inplace --ExecutePreprocessor.record_timing=False
-QUICK := -p preset quick
 
 .PHONY: help run test lint format notebooks bench ablations soak clean
 .DEFAULT_GOAL := help
@@ -23,13 +22,7 @@ help: ## show this list
 	touch $@
 
 run: .venv/installed ## the three notebooks on scikit-image's photographs, into runs/ (ten minutes on two cores)
-	mkdir -p runs
-	$(BIN)/python create_data_lists.py --embedded
-	$(BIN)/papermill --log-output --no-progress-bar train.ipynb runs/train.ipynb $(QUICK)
-	$(BIN)/papermill --log-output --no-progress-bar test.ipynb runs/test.ipynb $(QUICK)
-	$(BIN)/papermill --log-output --no-progress-bar super_resolution.ipynb runs/super_resolution.ipynb $(QUICK)
-	@echo; echo 'Executed notebooks:'; ls runs/*.ipynb
-	@echo 'Pictures:'; find results/quick -name '*.png'
+	$(BIN)/python -m tools.run_notebooks quick
 
 test: .venv/installed-dev ## the test suite
 	$(BIN)/python -m pytest

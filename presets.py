@@ -7,6 +7,7 @@ what differs from the defaults.
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ PRESETS = dict(
         ),
     ),
     laptop=dict(
-        about="Two CPU cores: SRResNet 31.66 dB on Set5 after two and a half hours, a short SRGAN.",
+        about="Two CPU cores. On 291 photographs two and a half hours: SRResNet 31.67 dB on Set5, "
+        "then a short SRGAN. On DIV2K, 800 images, 2.7 times as long.",
         generator=INTERPOLATOR,
         stages=dict(
             srresnet=dict(**FAST, compile=True, epochs=6, batch_size=8, warmup_steps=200),
@@ -129,27 +131,59 @@ PRESETS = dict(
 )
 
 
-def get_settings(preset: str, checkpoints: str = "checkpoints") -> dict[str, Any]:
-    """The settings of a preset, a copy to change; its run is the folder `checkpoints`/<preset>.
-
-    Raises ValueError with the presets' names for another one.
-    """
+def get_settings(preset: str) -> dict[str, Any]:
+    """The settings of a preset, a copy to change. Raises ValueError with the names for another."""
     if preset not in PRESETS:
         raise ValueError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
-    return copy.deepcopy({**RUN, "folder": f"{checkpoints}/{preset}", **PRESETS[preset]})
+    return copy.deepcopy({**RUN, "folder": f"checkpoints/{preset}", **PRESETS[preset]})
 
 
-def read_settings(source: str | Path, checkpoints: str = "checkpoints") -> dict[str, Any]:
-    """The settings of a preset, see `get_settings`, or of a .json file, which says its folder.
+def read_settings(
+    source: str | Path, checkpoints: str = "checkpoints", run: str = ""
+) -> dict[str, Any]:
+    """The settings of a preset, or of a .json file.
 
-    Raises ValueError for others.
+    run: a name for a run of one's own, with the folders `checkpoints`/<run> and results/<run>.
+    Without it a preset has `checkpoints`/<preset>, and a file says its own. Raises ValueError for
+    another preset, a file that cannot be read, and a run whose name is no folder's.
     """
     if source in PRESETS or not str(source).endswith(".json"):
-        return get_settings(str(source), checkpoints)
-    try:
-        return copy.deepcopy({**RUN, **json.loads(Path(source).read_text(encoding="utf-8"))})
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{source} is no settings file that can be read ({error})") from error
+        settings = {**get_settings(str(source)), "folder": f"{checkpoints}/{source}"}
+    else:
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+            settings = copy.deepcopy({**RUN, **json.loads(text)})
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{source} is no settings file that can be read ({error})") from error
+    if run:
+        if not all(letter.isalnum() or letter in "-_." for letter in run) or run.startswith("."):
+            raise ValueError(f"run is a name of letters, digits, -, _ and dots, not {run!r}")
+        settings |= {"folder": f"{checkpoints}/{run}", "results": f"results/{run}"}
+    return settings
+
+
+def trained_settings(
+    source: str | Path, checkpoints: str = "checkpoints", run: str = ""
+) -> dict[str, Any]:
+    """The settings with which a run was last trained; where it was not, those of `read_settings`.
+
+    So what was changed for the training holds for tests and pictures. Arguments and errors as for
+    `read_settings`.
+    """
+    settings = read_settings(source, checkpoints, run)
+    saved = Path(settings["folder"], "settings.json")
+    if not saved.is_file():
+        return settings
+    return {**read_settings(saved), "folder": settings["folder"]}  # the folder may have moved
+
+
+def steps(settings: dict[str, Any], num_images: int) -> dict[str, int]:
+    """Generator steps of each stage, in all its epochs, on so many training images."""
+    return {
+        name: stage["epochs"]
+        * math.ceil(num_images * stage["patches_per_image"] / stage["batch_size"])
+        for name, stage in check_settings(settings)["stages"].items()
+    }
 
 
 def check_settings(settings: dict[str, Any]) -> dict[str, Any]:

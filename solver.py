@@ -14,7 +14,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import presets
 from datasets import PairDataset, PatchDataset, PatchLoader
 from losses import bce, make_content_loss, mse
 from metrics import SMALLEST, evaluate, mean
-from models import Discriminator, SRResNet, load_generator
+from models import Discriminator, SRResNet, interpolate, load_generator
 from super_resolve import super_resolve
 from tools import checkpoints  # the log
 from tools.acceleration import (
@@ -55,6 +55,7 @@ SCHEDULES = {  # factor of the learning rate where a part (0 to 1) of the traini
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
     "tenth": lambda done: 1.0 if done < 0.5 else 0.1,
 }
+ALPHAS = (0, 0.25, 0.5, 0.75, 1)  # from the first of two generators to the second
 
 
 class Solver(Resumable):
@@ -443,6 +444,24 @@ def load_generators(settings: dict[str, Any]) -> dict[str, SRResNet]:
         else:
             print(f"{method}: {path.as_posix()} is not there; train.ipynb makes it")
     return generators
+
+
+def generators_between(
+    first: SRResNet, second: SRResNet, dataset: PatchDataset, alphas: Sequence[float] = ALPHAS
+) -> dict[str, SRResNet]:
+    """{"alpha 0.5": generator}: weighted means of two generators' weights, see `interpolate`.
+
+    second must have been trained from first: SRResNet and SRGAN. Those between the two get their
+    batch-norm statistics from the first 256 patches of the dataset.
+    """
+    loader = PatchLoader(dataset, 16, device=next(first.parameters()).device)
+    batches = list(islice(loader.epoch(0), 16))
+    family = {}
+    for alpha in alphas:
+        generator = family[f"alpha {alpha:g}"] = interpolate(first, second, alpha)
+        if 0 < alpha < 1:
+            update_bn(batches, generator)
+    return family
 
 
 def train(settings: dict[str, Any], allow_changes: bool = False) -> None:

@@ -4,11 +4,13 @@ import copy
 from itertools import islice
 
 import torch
+from conftest import trained_generator
 from torch.optim.swa_utils import update_bn
 from training import assert_same, make
 
-from datasets import PairDataset
-from models import load_generator
+from datasets import PairDataset, PatchDataset, PatchLoader
+from models import interpolate, load_generator
+from solver import generators_between
 from utils import to_array, to_tensor
 
 
@@ -58,3 +60,22 @@ def test_a_stage_without_batches_for_it_uses_the_plain_average(images, tmp_path)
     solver.fit()
     assert solver.inference_generator() is solver.ema
     assert same(load_generator(tmp_path / "run.safetensors"), solver.ema)
+
+
+def test_generators_between_two_have_mean_weights_and_statistics_of_their_own_features(images):
+    first, second = trained_generator(seed=0), trained_generator(seed=1)
+    dataset = PatchDataset(images, crop_size=16, patches_per_image=2, cache=images.parent / "cache")
+    family = generators_between(first, second, dataset, (0, 0.5, 1))
+    assert list(family) == ["alpha 0", "alpha 0.5", "alpha 1"]
+    assert same(family["alpha 0"], first) and same(family["alpha 1"], second)
+    middle, mixture = family["alpha 0.5"], interpolate(first, second, 0.5)
+    for mean, a, b in zip(
+        middle.parameters(), first.parameters(), second.parameters(), strict=True
+    ):
+        assert torch.allclose(mean, (a + b) / 2)
+    lr = next(PatchLoader(dataset, 16).epoch(0))[0]
+    with torch.no_grad():
+        convolution, norm = middle.blocks[0].body[:2]
+        values = convolution(middle.head(lr))
+    assert torch.allclose(norm.running_mean, values.mean((0, 2, 3)), atol=1e-5)
+    assert not same(middle, mixture) and not middle.training

@@ -1,7 +1,9 @@
 """The three notebooks are executed, on two tiny images, in the right order and in the wrong one."""
 
 import json
-import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -10,19 +12,28 @@ from conftest import make_images
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from tools.submission import list_files
+
 ROOT = Path(__file__).parents[1]
 STAGE = dict(patches_per_image=2, crop_size=32, batch_size=2, log_every=1)
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A working folder with two images, and settings.json of a run of two steps a stage."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    images = str(make_images(tmp_path, count=2, height=96, width=96))
+def project(tmp_path):
+    """A copy of the project, with settings.json of a run of two steps a stage on two images."""
+    folder = tmp_path / "project"
+    for name in list_files(ROOT):
+        if not name.startswith("results/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    shutil.copy(ROOT / ".gitignore", folder)
+    (folder / "data").mkdir()
+    (folder / "data/.gitignore").write_text("*")
+    images = make_images(folder / "data", count=2, height=96, width=96).as_posix()
     adversarial = dict(**STAGE, content_loss="mse", content_weight=1.0, keep_every=1)
     settings = dict(
         folder="checkpoints/tiny",
-        results="results/tiny",
+        results="results/quick",
         train_list=images,
         valid_list=images,
         num_valid_images=1,
@@ -31,23 +42,20 @@ def folder(tmp_path, monkeypatch):
         discriminator=dict(num_channels=4),
         stages=dict(srresnet=STAGE, srgan=adversarial, base=dict(**adversarial, start="")),
     )
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
-    return tmp_path
+    (folder / "settings.json").write_text(json.dumps(settings))
+    return folder
 
 
-def execute(name, folder, preset="settings.json", twice=False, before=""):
-    """What a notebook prints when all cells run; with `twice` each code cell runs two times.
+def execute(notebook, folder, preset="settings.json", run="", twice=False, before=""):
+    """What a notebook prints when all cells run in `folder`; with `twice` each runs two times.
 
     before: code that runs first.
     """
-    notebook = nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
+    notebook = nbformat.read(notebook, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in cells:
-        if "parameters" in cell.metadata.get("tags", ()):
-            lines = cell.source.splitlines()
-            (line,) = [k for k, text in enumerate(lines) if text.startswith("preset = ")]
-            lines[line] = f"preset = {preset!r}"
-            cell.source = "\n".join(lines)
+        if cell.metadata.get("tags") == ["parameters"]:
+            cell.source += f"\npreset, run = {preset!r}, {run!r}"
     notebook.cells = [copy for cell in cells for copy in [cell] * (1 + twice)]
     if twice:
         notebook.cells = [
@@ -59,39 +67,85 @@ def execute(name, folder, preset="settings.json", twice=False, before=""):
     return "".join(output.get("text", "") for output in outputs)
 
 
-def test_the_three_notebooks_run_and_every_cell_may_run_twice(folder):
-    printed = execute("train", folder, twice=True)
+def test_the_three_notebooks_run_and_every_cell_may_run_twice(project):
+    printed = execute(project / "train.ipynb", project, twice=True)
     assert printed.count("2 steps in") == 6  # two cells and a loop, each of them two times
     assert printed.count("Resumed from checkpoint-000000002") == 3
-    curves = {path.name for path in (folder / "results/tiny/curves").iterdir()}
+    results = project / "results/quick"
+    curves = {path.name for path in (results / "curves").iterdir()}
     assert curves == {"srresnet.png", "srgan.png", "base.png"}
-    assert "absent is absent" in execute("test", folder, twice=True)
-    table = (folder / "results/tiny/metrics.csv").read_text()
-    assert {line.split(",")[1] for line in table.splitlines()[1:]} >= {
-        "bicubic",
-        "SRResNet",
-        "SRGAN",
-    }
-    execute("super_resolution", folder, twice=True)
-    methods = {path.name for path in (folder / "results/tiny/list").iterdir()}
+    assert "absent is absent" in execute(project / "test.ipynb", project, twice=True)
+    table = (results / "metrics.csv").read_text()
+    methods = {line.split(",")[1] for line in table.splitlines()[1:]}
+    assert methods >= {"bicubic", "SRResNet", "SRGAN"}
+    assert (results / "perception_distortion.png").exists()
+    execute(project / "super_resolution.ipynb", project, twice=True)
+    methods = {path.name for path in (results / "list").iterdir()}
     assert methods == {"bicubic", "SRResNet", "SRGAN", "base_mode", "HR"}
+    pages = {path.name for path in results.glob("*.html")}
+    assert pages == {"compare_list.html", "compare_one_image.html", "rating_list.html"}
 
 
-def test_before_any_training_the_other_two_show_bicubic_and_say_what_is_missing(folder):
+def test_one_command_runs_copies_and_changes_no_committed_file(project):
+    def command(*arguments):
+        done = subprocess.run(arguments, cwd=project, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    command("git", "init", "-q")
+    command("git", "add", ".")
+    run = sys.executable, "-m", "tools.run_notebooks", "settings.json"
+    assert "Executed notebooks: runs/settings/" in command(*run)
+    assert "Executed notebooks: runs/settings-2/" in command(*run, "--only", "test")
+    assert command("git", "diff", "--name-only") == ""  # against what was added
+    assert command("git", "ls-files", "--others", "--exclude-standard") == ""
+    # A copy, opened where it lies, finds the project.
+    copies = project / "runs/settings"
+    assert "SRGAN" in execute(copies / "test.ipynb", copies)
+
+
+def test_a_run_of_ones_own_is_found_by_its_name_in_all_three(project):
+    for name in ("train", "test", "super_resolution"):
+        execute(project / f"{name}.ipynb", project, run="mine")
+    assert (project / "checkpoints/mine/srgan.safetensors").exists()
+    assert (project / "results/mine/metrics.csv").exists()
+    assert not (project / "checkpoints/tiny").exists() and not (project / "results/quick").exists()
+
+
+def test_settings_that_changed_are_refused_with_the_way_to_a_run_of_its_own(project):
+    execute(project / "train.ipynb", project)
+    settings = json.loads((project / "settings.json").read_text())
+    settings["stages"]["srresnet"]["learning_rate"] = 5e-4
+    (project / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(CellExecutionError) as error:
+        execute(project / "train.ipynb", project)
+    assert 'give this run a folder of its own: run = "a-name"' in error.value.evalue
+    execute(project / "train.ipynb", project, run="a-name")
+
+
+def test_before_any_training_the_other_two_show_bicubic_and_say_what_is_missing(project):
     for name in ("test", "super_resolution"):
-        assert "srgan.safetensors is not there; train.ipynb makes it" in execute(name, folder)
+        printed = execute(project / f"{name}.ipynb", project)
+        assert "srgan.safetensors is not there; train.ipynb makes it" in printed
 
 
 @pytest.mark.parametrize("name", ["train", "test", "super_resolution"])
-def test_a_misspelt_preset_is_one_sentence_with_the_names(name, folder):
+def test_outside_the_project_a_notebook_says_where_to_open_it(name, tmp_path):
     with pytest.raises(CellExecutionError) as error:
-        execute(name, folder, preset="lapto")
+        execute(ROOT / f"{name}.ipynb", tmp_path)
+    assert error.value.evalue == f"{tmp_path} lacks solver.py: open this notebook in its project"
+
+
+@pytest.mark.parametrize("name", ["train", "test", "super_resolution"])
+def test_a_misspelt_preset_is_one_sentence_with_the_names(name):
+    with pytest.raises(CellExecutionError) as error:
+        execute(ROOT / f"{name}.ipynb", ROOT, preset="lapto")
     assert error.value.evalue.startswith("there is no preset 'lapto'; there are quick, laptop")
     assert len(error.value.traceback.strip().splitlines()) < 12 + 45  # the cell, and the sentence
 
 
-def test_the_notebooks_run_on_a_gpu(folder, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+def test_the_notebooks_run_on_a_gpu(project, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     before = """
 from pretended_device import pretended_device
@@ -100,5 +154,5 @@ context = pretended_device("cuda", (8, 6))
 context.__enter__()
 """
     for name in ("train", "test", "super_resolution"):
-        printed = execute(name, folder, before=before)
+        printed = execute(project / f"{name}.ipynb", project, before=before)
     assert "SRGAN" in printed

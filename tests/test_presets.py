@@ -3,12 +3,14 @@
 import copy
 import json
 import re
+from pathlib import Path
 
 import pytest
 from training import KINDS, make, run_settings
 
 import presets
 import solver
+from datasets import PatchDataset, PatchLoader
 
 WRONG = {str: 3, int: 2.5, float: "0.1", bool: 1, list: "tail", dict: ["num_blocks"]}
 STAGES = {"srresnet": presets.STAGE, "srgan": {**presets.STAGE, **presets.ADVERSARIAL}}
@@ -128,6 +130,44 @@ def test_settings_are_read_from_a_file(images, tmp_path):
     assert presets.read_settings("quick") == presets.get_settings("quick")
 
 
+def test_a_run_of_ones_own_has_its_own_folders(images, tmp_path):
+    (tmp_path / "settings.json").write_text(json.dumps(run_settings(images)))
+    for source in ("laptop", tmp_path / "settings.json"):
+        settings = presets.read_settings(source, "elsewhere", "slow_rate-2.5")
+        folders = settings.pop("folder"), settings.pop("results")
+        assert folders == ("elsewhere/slow_rate-2.5", "results/slow_rate-2.5")
+        others = presets.read_settings(source)
+        assert settings == {k: v for k, v in others.items() if k not in ("folder", "results")}
+
+
+@pytest.mark.parametrize("run", ["a/b", "a\\b", "..", ".hidden", "a b", "C:"])
+def test_a_run_whose_name_is_no_folders_is_refused(run):
+    with pytest.raises(ValueError, match="run is a name of letters"):
+        presets.read_settings("laptop", run=run)
+
+
+def test_tests_and_pictures_take_the_settings_that_a_run_was_trained_with(images, tmp_path):
+    arguments = "laptop", f"{tmp_path}/checkpoints", "mine"
+    assert presets.trained_settings(*arguments) == presets.read_settings(*arguments)
+    folder = tmp_path / "checkpoints/mine"
+    folder.mkdir(parents=True)
+    trained = {**run_settings(images), "folder": "where/it/was/trained", "results": "results/mine"}
+    (folder / "settings.json").write_text(json.dumps(trained))
+    read = presets.trained_settings(*arguments)
+    assert read == {**presets.RUN, **trained, "folder": folder.as_posix()}
+
+
+@pytest.mark.parametrize(("patches", "batch"), [(1, 4), (3, 4), (3, 5), (100, 16)])
+def test_the_steps_of_a_stage_are_those_of_its_loader(patches, batch, images):
+    dataset = PatchDataset(
+        images, crop_size=32, patches_per_image=patches, cache=images.parent / "cache"
+    )
+    stage = dict(epochs=3, patches_per_image=patches, batch_size=batch)
+    settings = run_settings(images, stages=dict(srresnet=stage))
+    expected = 3 * len(PatchLoader(dataset, batch))
+    assert presets.steps(settings, len(dataset.pairs)) == {"srresnet": expected}
+
+
 @pytest.mark.parametrize("content", [b'{"folder": "check', b"\xff\xfe\x00", b"", None])
 def test_a_settings_file_that_cannot_be_read_is_named(content, tmp_path):
     path = tmp_path / "settings.json"
@@ -142,3 +182,13 @@ def test_a_json_file_of_something_else_is_refused(content, tmp_path):
     (tmp_path / "settings.json").write_text(content)
     with pytest.raises(ValueError, match="settings"):
         presets.check_settings(presets.read_settings(tmp_path / "settings.json"))
+
+
+def test_the_readme_says_the_steps_of_each_preset():
+    lines = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
+    for preset in presets.PRESETS:
+        settings = presets.get_settings(preset)
+        images = 10 if preset == "quick" else 800
+        counts = presets.steps(settings, images)
+        (row,) = [line for line in lines if line.startswith(f"| `{preset}` |")]
+        assert f"{counts['srresnet']:,} + {counts['srgan']:,}" in row

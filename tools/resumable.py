@@ -93,13 +93,14 @@ class Resumable:
             lines = [f"\n  {name}: {then.get(name)} then, {now.get(name)} now" for name in changed]
             raise ValueError(
                 f"{path} was trained with other settings:{''.join(lines)}\n"
-                "Set them back, choose another folder, or pass allow_changes=True to go on."
+                'Set them back, or give this run a folder of its own: run = "a-name" in the first '
+                "cell of all three notebooks. allow_changes=True goes on with the new ones."
             )
         try:
             self.load(tensors, facts)
         except (KeyError, RuntimeError) as error:
             raise ValueError(
-                f"{path} is of other networks ({error}): choose another folder"
+                f"{path} is of other networks ({error}): choose another run or folder"
             ) from error
         self.last_checkpoint, self.own_files = path, there
         done = f"{self.epoch} epochs and {self.batch} batches are done"
