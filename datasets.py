@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from tools.acceleration import memory_format
+from tools.image_files import no_such
 from tools.pixel_store import open_store  # decoding that survives interruptions
 from utils import SCALE, read_image
 
@@ -43,10 +44,9 @@ def read_list(list_file: str | Path) -> list[Pair]:
 
     Raises FileNotFoundError for a missing list or image, ValueError for an empty or malformed list.
     """
-    here = f"(current folder: {Path.cwd()})"
     make_lists = _make_lists(list_file)
     if not Path(list_file).is_file():
-        raise FileNotFoundError(f"{list_file}: no such list {here}; {make_lists}")
+        raise FileNotFoundError(f"{no_such('list', list_file)}; {make_lists}")
     # -sig: spreadsheets put a byte order mark in front
     with open(list_file, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
@@ -68,7 +68,7 @@ def read_list(list_file: str | Path) -> list[Pair]:
         if not os.path.isfile(path):
             raise FileNotFoundError(
                 f"{path}: no such file, though {list_file} lists it; paths are relative to the "
-                f"folder that the list was made in {here}; {make_lists}"
+                f"folder that the list was made in (current folder: {Path.cwd()}); {make_lists}"
             )
     return pairs
 

@@ -16,6 +16,7 @@ from image_bytes import png, tiff
 from PIL import Image, ImageCms, PngImagePlugin
 from skimage import data
 
+from datasets import read_list
 from tools.image_files import IMAGE_FORMATS, IMAGE_SUFFIXES, open_image, pil_to_array
 from tools.pictures import read_picture, write_picture
 from utils import read_image
@@ -562,3 +563,12 @@ def test_a_profile_of_other_colours_is_left_out(photo):
     image = Image.fromarray(photo).convert("LAB")
     image.info["icc_profile"] = b"of LAB"
     assert "icc_profile" not in pil_to_array(image)[1]
+
+
+def test_a_windows_path_in_quotes_is_told_how_to_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = "D:\new\table"  # as a student types it: a line end and a tab
+    for read, name in ((read_image, f"{path}.png"), (read_list, f"{path}.csv")):
+        with pytest.raises(FileNotFoundError, match=r"'D:\\new\\table.*write /") as error:
+            read(name)
+        assert "\n" not in str(error.value)

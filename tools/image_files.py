@@ -42,7 +42,8 @@ def naming(path: str | Path) -> Iterator[None]:
         way_out = "cut it or raise PIL.Image.MAX_IMAGE_PIXELS (super_resolve.py --large)"
         raise ValueError(f"{path}: {error}; {way_out}") from error
     except Exception as error:
-        if isinstance(error, (OSError, ValueError)) and str(error).startswith(f"{path}: "):
+        explained = isinstance(error, (OSError, ValueError)) and str(error).startswith(f"{path}: ")
+        if explained or isinstance(error, FileNotFoundError):
             raise
         message = " ".join(str(error).split()) or type(error).__name__
         cause = f"damaged or incomplete, or of a kind that is not supported ({message})"
@@ -50,11 +51,18 @@ def naming(path: str | Path) -> Iterator[None]:
         raise OSError(f"{path}: {cause}") from error
 
 
+def no_such(kind: str, path: str | Path) -> str:
+    """What to say where there is no file, list or folder of this name."""
+    if str(path).isprintable():
+        return f"{path}: no such {kind} (current folder: {Path.cwd()})"
+    return f"{str(path)!r}: no such {kind}; Python reads \\ in quotes as a special letter: write /"
+
+
 def file_content(path: str | Path) -> bytes:
     """The bytes of a file; OSError if there is none."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file (current folder: {Path.cwd()})")
+        raise FileNotFoundError(no_such("file", path))
     if not path.is_file():
         raise OSError(f"{path}: not a file, but a folder or device; name an image file")
     return path.read_bytes()
