@@ -40,7 +40,7 @@ from tools.acceleration import (
     speed_up,
 )
 from tools.diagnostics import diagnose
-from tools.distributed import Processes, deferred_signals
+from tools.distributed import STOPPED, Processes, deferred_signals
 from tools.muon import Muon
 from tools.resumable import Resumable  # what must survive a stop
 from utils import atomic_path, pick_device, progress_bar, seed_everything
@@ -186,13 +186,9 @@ class Solver(Resumable):
                     bar.update()  # after saving: it fails where the terminal is lost
                     if stop_now:
                         bar.close()
-                        text = (
-                            f"stopped in epoch {self.epoch + 1}, all is saved: run again to go on"
-                        )
-                        if isinstance(stop.exception, SystemExit):
-                            self.say(text)
-                            raise stop.exception
-                        raise KeyboardInterrupt(text)  # a notebook shows it as one line
+                        if isinstance(stop.exception, SystemExit):  # which shows no text
+                            self.say(STOPPED)
+                        raise stop.exception or KeyboardInterrupt(STOPPED)
                 self.epoch, self.batch = self.epoch + 1, 0
                 self.save()  # before validation, which may fail
                 self.validate()

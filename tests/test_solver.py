@@ -93,8 +93,8 @@ def test_stopped_within_an_epoch_and_resumed_is_bit_identical(
     error = stop(solver, 5, number)
     assert type(error) is (KeyboardInterrupt if name == "SIGINT" else SystemExit)
     assert name == "SIGINT" or error.code == 128 + number
-    told = "stopped in epoch 2, all is saved: run again to go on"  # in one place, not in both
-    assert (told in capsys.readouterr().out) == (name != "SIGINT") == (told not in str(error))
+    told, printed = "stopped, all is saved: run again to go on", capsys.readouterr().out
+    assert (told in str(error), told in printed) == (name == "SIGINT", name != "SIGINT")
     assert signal.getsignal(number) is handler
     assert (solver.step, solver.epoch, solver.batch) == (5, 1, 1)
 
@@ -183,7 +183,8 @@ def test_a_lost_terminal_is_saved_before_anything_is_shown_there(images, tmp_pat
 def test_an_impatient_second_stop_breaks_off(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(distributed.time, "monotonic", lambda: clock[0])
-    with pytest.raises(KeyboardInterrupt), distributed.deferred_signals() as request:
+    broken_off = pytest.raises(KeyboardInterrupt, match="checkpoint before")
+    with broken_off, distributed.deferred_signals() as request:
         os.kill(os.getpid(), signal.SIGINT)
         assert request.exception
         clock[0] += distributed.IMPATIENT + 1
@@ -840,7 +841,7 @@ def test_the_bar_runs_over_all_steps_of_a_stage(images, tmp_path, capsys):
     error = stop(make("pretrain", images, tmp_path / "run"), 6)
     text = capsys.readouterr().out
     assert "run: epoch 2/3" in text and " 6/12 " in text
-    assert str(error) == "stopped in epoch 2, all is saved: run again to go on"
+    assert str(error) == "stopped, all is saved: run again to go on"
     again = make("pretrain", images, tmp_path / "run")
     again.resume()
     again.fit()
@@ -1160,6 +1161,18 @@ def test_the_notebook_is_the_command_line_to_the_bit(images, tmp_path, monkeypat
         assert same_weights(notebook, command)
         written = json.loads((folders[1] / "settings.json").read_text())
         assert written == {**RUN, **settings}
+
+
+def test_the_stopped_command_ends_in_one_line(images, tmp_path, monkeypatch, capsys):
+    def stopped(*arguments):
+        raise KeyboardInterrupt(distributed.STOPPED)
+
+    monkeypatch.setattr(solver_module, "train", stopped)
+    monkeypatch.setattr(sys, "argv", ["solver.py", "quick"])
+    with pytest.raises(SystemExit) as ended:
+        solver_module.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().out == "stopped, all is saved: run again to go on\n"
 
 
 def test_the_generators_of_a_run_are_named_and_missing_ones_told(
