@@ -20,13 +20,12 @@ from pathlib import Path
 from statistics import median_high
 
 from PIL import Image
-from tqdm import tqdm
 
 from tools.download import SETS, check, download, is_there  # behind --download and --check
 from tools.image_files import IMAGE_FORMATS, ORIENTATION
 from tools.image_sets import find_pairs, find_set, find_unused, is_set
 from tools.lr_images import EXACT, CannotWriteError, is_made_here, psnr_to_imresize, update_lr
-from utils import SCALE, atomic_path, read_image, write_image, write_rows
+from utils import SCALE, atomic_path, progress_bar, read_image, write_image, write_rows
 
 USUAL_SETS = {
     "train": ["train", "DIV2K_train", "photos"],
@@ -255,7 +254,7 @@ def _map(function, items, name):
     """Yield (item, function(item)), computed in threads, with a bar if it takes long."""
     with ThreadPoolExecutor(8) as pool:  # files wait for the disk
         results = pool.map(function, items)
-        bar = tqdm(results, name, len(items), unit="image", delay=1)
+        bar = progress_bar(results, name, len(items), unit="image", delay=1)
         yield from zip(items, bar, strict=True)
 
 

@@ -12,9 +12,8 @@ from numbers import Number
 
 import numpy as np
 from skimage.metrics import structural_similarity
-from tqdm import tqdm
 
-from utils import to_tensor
+from utils import progress_bar, to_tensor
 
 SSIM_WINDOW = 11  # pixels a side: the Gaussian of sigma 1.5, cut at 3.5 sigma
 SMALLEST = 2 * 4 + SSIM_WINDOW  # pixels a side of an image that can be scored
@@ -85,15 +84,21 @@ def lpips_distance(device: str = "cpu") -> Callable[[np.ndarray, np.ndarray], fl
 
 
 def evaluate(
-    upscale: Callable, pairs: Iterable, progress: bool = True, extra: dict | None = None
+    upscale: Callable,
+    pairs: Iterable,
+    progress: bool = True,
+    extra: dict | None = None,
+    title: str = "evaluate",
 ) -> list[dict]:
     """Score `upscale`, a function from uint8 (h, w, 3) to uint8 (4h, 4w, 3), on (name, lr, hr).
 
+    progress: show a bar over the images while it lasts, with `title`, for instance "Set5, SRGAN".
     extra: more columns, {name: f(lr, sr, hr) -> number}. Returns [{"name", "psnr", "ssim", ...}].
     Raises ValueError for no pairs; errors of the metrics name the image.
     """
     rows = []
-    for name, lr, hr in tqdm(pairs, desc="evaluate", unit="image", disable=not progress):
+    bar = progress_bar(pairs, title, unit="image", leave=False, disable=not progress)
+    for name, lr, hr in bar:
         sr = upscale(lr)
         try:
             row = {"name": name, "psnr": psnr(sr, hr), "ssim": ssim(sr, hr)}

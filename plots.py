@@ -6,36 +6,48 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from IPython import get_ipython
 from IPython.display import Image as NotebookImage
 from IPython.display import display
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from imresize import imresize
 from metrics import psnr, ssim
+from models import SRResNet
 from tools.diagnostics import HEALTHY_RATIO
 from utils import SCALE, atomic_path, to_array, write_image
 
 LOW, HIGH = HEALTHY_RATIO
+WIDEST = 900  # pixels: more would be shrunk, or scrolled, in a notebook of 1000 pixels
 GAP, LINE = 8, 18  # pixels: beside an image and below its label; each line of the label
 PANELS = {  # of `plot_history`; title: columns of the history
     "losses of the generator, raw": ["content_loss", "adversarial_loss", "perceptual_loss"],
     "loss of the discriminator": ["discriminator_loss"],
     "output of the discriminator\n(healthy: apart, but not 1 and 0)": ["d_real", "d_generated"],
-    f"content : adversarial, weighted\n(healthy: {LOW} to {HIGH})": ["content_to_adversarial"],
+    f"content : adversarial loss, weighted\n(healthy: {LOW} to {HIGH})": ["content_to_adversarial"],
     "validation PSNR in dB (Y)": ["psnr"],
     "validation SSIM (Y)": ["ssim"],
 }
 LOGARITHMIC = {"content_loss", "content_to_adversarial"}
-LABELS = {"d_real": "D(x) on real images", "d_generated": "D(G(LR)) on generated images"}
+LABELS = {  # with the equations of the paper
+    "content_loss": "content_loss (equation 4 or 5)",
+    "adversarial_loss": "adversarial_loss (equation 6)",
+    "perceptual_loss": "perceptual_loss (equation 3)",
+    "discriminator_loss": "discriminator_loss (equation 2)",
+    "d_real": "D(HR)",
+    "d_generated": "D(G(LR))",
+}
 
 
 def compare(images: dict[str, np.ndarray], box: tuple | None = None, zoom: int = 1) -> Image.Image:
     """Images side by side below their labels, pixel by pixel: matplotlib would resample them.
 
     images: {label: uint8 (H, W, 3)}, all of one size. box: the part to show, (left, top, width,
-    height) in pixels. zoom: the side of a shown pixel. ValueError for other sizes or boxes.
+    height) in pixels. zoom: the side of a shown pixel. As many in a row as fit into 900 pixels,
+    at least one. ValueError for other sizes or boxes.
     """
     sizes = {image.shape[:2] for image in images.values()}
     if len(sizes) != 1:
@@ -44,17 +56,20 @@ def compare(images: dict[str, np.ndarray], box: tuple | None = None, zoom: int =
     left, top, width, height = box or (0, 0, image_width, image_height)
     corners = (left, top, left + width, top + height)
     font = ImageFont.load_default(14)
-    image_top = LINE * (1 + max(label.count("\n") for label in images)) + GAP
-    columns = []
-    for label, image in images.items():
+    lines = [line for label in images for line in label.split("\n")]
+    label_width = math.ceil(max(font.getlength(line) for line in lines))
+    label_height = LINE * (1 + max(label.count("\n") for label in images)) + GAP
+    across = max(zoom * width, label_width) + GAP  # from an image to the next one
+    down = label_height + zoom * height + GAP
+    columns = min(len(images), max(1, WIDEST // across))
+    rows = math.ceil(len(images) / columns)
+    sheet = Image.new("RGB", (columns * across, rows * down - GAP), "white")
+    for k, (label, image) in enumerate(images.items()):
+        left, top = k % columns * across, k // columns * down
         part = Image.fromarray(image).resize((zoom * width, zoom * height), Image.NEAREST, corners)
-        label_width = math.ceil(max(font.getlength(line) for line in label.split("\n")))
-        size = (max(part.width, label_width) + GAP, image_top + part.height)
-        column = Image.new("RGB", size, "white")
-        ImageDraw.Draw(column).multiline_text((0, 0), label, fill="black", font=font)
-        column.paste(part, (0, image_top))
-        columns.append(column)
-    return Image.fromarray(np.hstack(columns))
+        ImageDraw.Draw(sheet).multiline_text((left, top), label, fill="black", font=font)
+        sheet.paste(part, (left, top + label_height))
+    return sheet
 
 
 def on_checkerboard(image: np.ndarray) -> np.ndarray:
@@ -103,23 +118,42 @@ def plot_history(history: dict[str, list[dict]], title: str = "") -> Figure:
     """Values of `Solver.history` over the steps and their running means, a panel for each kind."""
     rows = history["train"] + history["valid"]
     present = {column for row in rows for column in row}
+    last_step = max((row["step"] for row in rows), default=1)
     panels = [name for name, columns in PANELS.items() if present.intersection(columns)]
-    down = max(1, math.ceil(len(panels) / 3))
-    figure = Figure(figsize=(13.8, 3.2 * down), layout="constrained")  # pyplot would keep it open
-    figure.suptitle(title)
-    for k, name in enumerate(panels):
-        axes = figure.add_subplot(down, 3, k + 1, xlabel="step")
-        axes.set_title(name, fontsize=10)
-        axes.set_yscale("log" if LOGARITHMIC.intersection(PANELS[name]) else "linear")
+    figure, all_axes = _panels(panels, title)
+    for name, axes in zip(panels, all_axes, strict=True):
+        if LOGARITHMIC.intersection(PANELS[name]):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
         for column in [column for column in PANELS[name] if column in present]:
             points = np.array([(row["step"], row[column]) for row in rows if column in row])
             window = max(1, len(points) // 20)  # 1: the line joins the points
             means = np.lib.stride_tricks.sliding_window_view(points, window, axis=0).mean(axis=2)
             (line,) = axes.plot(*means.T, label=LABELS.get(column, column))
-            axes.plot(*points.T, ".", markersize=3, color=line.get_color(), alpha=0.4)
-        axes.legend(fontsize=8)
-        axes.grid(alpha=0.3)
+            marker = dict(markersize=6) if len(points) < 20 else dict(markersize=3, alpha=0.4)
+            axes.plot(*points.T, ".", color=line.get_color(), **marker)
+        below = dict(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False)
+        axes.legend(fontsize=8, **below)  # beside the curves: it would cover some
+        axes.set_xlim(0, 1.03 * last_step)
     return figure
+
+
+def _panels(names, title):
+    """A figure 900 pixels wide and its axes, one for each name, two in a row."""
+    rows = math.ceil(len(names) / 2)
+    figure = Figure(
+        figsize=(9, 0.4 + 3.2 * rows), layout="constrained"
+    )  # pyplot would keep it open
+    figure.suptitle(title)
+    all_axes = [figure.add_subplot(rows, 2, k + 1, xlabel="step") for k in range(len(names))]
+    for name, axes in zip(names, all_axes, strict=True):
+        axes.set_title(name, fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.ticklabel_format(useOffset=False)  # 35.36001, not 1e-5 + 3.536e1
+        axes.grid(alpha=0.3)
+    return figure, all_axes
 
 
 def compare_histories(histories: dict[tuple[str, str], dict[str, list[dict]]]) -> Figure:
@@ -130,16 +164,14 @@ def compare_histories(histories: dict[tuple[str, str], dict[str, list[dict]]]) -
     """
     stages = list(dict.fromkeys(stage for _, stage in histories))
     runs = list(dict.fromkeys(run for run, _ in histories))
-    figure = Figure(figsize=(4.6 * max(1, len(stages)), 3.6), layout="constrained")
-    for k, stage in enumerate(stages):
-        axes = figure.add_subplot(1, len(stages), k + 1, xlabel="step", title=stage)
-        axes.set_ylabel("validation PSNR in dB (Y)")
+    figure, all_axes = _panels(stages, "validation PSNR in dB (Y)")
+    for stage, axes in zip(stages, all_axes, strict=True):
         for run in [run for run in runs if (run, stage) in histories]:
             rows = [row for row in histories[run, stage]["valid"] if "psnr" in row]
             steps, values = [row["step"] for row in rows], [row["psnr"] for row in rows]
             axes.plot(steps, values, "o-", markersize=3, label=run, color=f"C{runs.index(run)}")
+        axes.set_xlim(left=0)
         axes.legend(fontsize=8)
-        axes.grid(alpha=0.3)
     return figure
 
 
@@ -176,10 +208,13 @@ def as_png(figure: Figure) -> NotebookImage:
 
 
 def as_jpeg(sheet: Image.Image) -> NotebookImage:
-    """A PIL image for a notebook's output in a tenth of a PNG's bytes; not to judge pixels by."""
+    """A PIL image for a notebook's output in a tenth of a PNG's bytes; not to judge pixels by.
+
+    A pixel is a pixel of the page: a window too narrow for it scrolls, where a figure would shrink.
+    """
     data = io.BytesIO()
     sheet.save(data, "JPEG", quality=90)
-    return NotebookImage(data.getvalue(), format="jpeg")
+    return NotebookImage(data.getvalue(), format="jpeg", unconfined=True)
 
 
 def save_figure(figure: Figure, path: str | Path) -> NotebookImage:
@@ -190,39 +225,60 @@ def save_figure(figure: Figure, path: str | Path) -> NotebookImage:
 
 
 class LiveView:
-    """A callback for `Solver.fit`: curves redrawn in place and, after each epoch, samples.
+    """A callback for `Solver.fit`: curves and, below them, samples, redrawn in place.
 
-    pairs: [(name, lr, hr)], uint8, of which the middle size x size HR pixels are shown. folder:
-    keeps the samples, as epoch-001.png after one epoch; None keeps none.
+    It shows them before the training's bar appears, then redraws the curves as rows come and the
+    samples after each epoch. Outside a notebook it shows nothing.
+
+    pairs: [(name, lr, hr)], uint8, of which the middle size x size HR pixels are shown, as they are
+    in the whole image's SR. folder: keeps the samples, as epoch-001.png after one epoch; None keeps
+    none. beside: a generator, SRResNet, to show between bicubic and the one in training.
     """
 
-    def __init__(self, pairs: list[tuple], size: int = 192, folder: str | Path | None = None):
-        size = min(size, *(side for _, _, hr in pairs for side in hr.shape[:2]))  # one for all
-        self.crops, self.folder = [middle(lr, hr, size) for _, lr, hr in pairs], folder
-        self.places, self.rows_drawn = {}, 0  # output areas of the notebook; rows in the curves
+    def __init__(
+        self, pairs: list[tuple], size: int = 192, folder: str | Path | None = None,
+        beside: SRResNet | None = None,
+    ):  # fmt: skip
+        self.size = min(size, *(side for _, _, hr in pairs for side in hr.shape[:2]))  # one for all
+        self.pairs, self.folder, self.beside = pairs, folder, beside
+        self.places: dict[str, Any] = {}  # output areas of the notebook
+        self.rows_drawn, self.step_drawn = 0, None  # rows in the curves; step of the samples
 
     def __call__(self, solver: Any) -> None:
-        if solver.batch > 0 and len(solver.history["train"]) < 1.02 * self.rows_drawn:
+        rows, first = len(solver.history["train"]), self.step_drawn is None
+        if not first and solver.batch > 0 and rows < 1.02 * self.rows_drawn:
             return  # so few new points are not seen, and drawing them may take longer than steps
-        self.rows_drawn = len(solver.history["train"])
-        title = f"{solver.folder.name}: epoch {solver.epoch}, step {solver.step}"
+        self.rows_drawn = rows
+        title = f"{solver.folder.name}: epoch {solver.epoch}, step {solver.step:,}"
         self._show("curves", as_png(plot_history(solver.history, title)))
-        if solver.batch == 0:  # an epoch has just ended
+        if first or (solver.batch == 0 and solver.step != self.step_drawn):  # an epoch has ended
+            self.step_drawn = solver.step
             sheet = self.sheet(solver)
             self._show("samples", as_jpeg(sheet))
-            if self.folder:
+            if self.folder and solver.batch == 0:
                 write_image(f"{self.folder}/epoch-{solver.epoch:03d}.png", np.asarray(sheet))
 
     def sheet(self, solver: Any) -> Image.Image:
-        """Bicubic, what the generator makes now, and HR side by side; a row for each pair."""
-        rows, now = [], f"epoch {solver.epoch}"
-        for lr, hr in self.crops:
-            images = {"bicubic": imresize(lr, SCALE), now: solver.upscale(lr), "HR": hr}
-            rows.append(compare(images))
+        """Bicubic, `beside`, what the generator makes now, and HR side by side, a row a pair."""
+        from super_resolve import receptive_field_radii, super_resolve  # which imports this module
+
+        networks = [network for network in (self.beside, solver.generator) if network]
+        around = max(sum(receptive_field_radii(network.num_blocks)) for network in networks)
+        now, rows = f"{solver.folder.name}, step {solver.step:,}", []
+        for _, lr, hr in self.pairs:
+            # What the middle's SR depends on, of which the middle is cut again.
+            lr, hr = middle(lr, hr, self.size + 2 * SCALE * around)
+            images = {"bicubic": imresize(lr, SCALE)}
+            if self.beside:
+                images["SRResNet"] = super_resolve(self.beside, lr, progress=False)
+            images |= {now: solver.upscale(lr), "HR": hr}
+            rows.append(
+                compare({k: middle(lr, image, self.size)[1] for k, image in images.items()})
+            )
         return Image.fromarray(np.vstack(rows))
 
     def _show(self, name, picture):
-        if self.places.get(name):  # outside a notebook, `display` prints and returns None
+        if name in self.places:
             self.places[name].update(picture)
-        else:
+        elif hasattr(get_ipython(), "kernel"):  # a notebook; elsewhere `display` prints
             self.places[name] = display(picture, display_id=True)

@@ -13,7 +13,6 @@ import json
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -41,10 +40,10 @@ from tools.acceleration import (
     speed_up,
 )
 from tools.diagnostics import diagnose
-from tools.distributed import Processes, deferred_signals
+from tools.distributed import STOPPED, Processes, deferred_signals
 from tools.muon import Muon
 from tools.resumable import Resumable  # what must survive a stop
-from utils import atomic_path, pick_device, seed_everything
+from utils import atomic_path, pick_device, progress_bar, seed_everything
 
 Losses = dict[str, Tensor]
 Callback = Callable[["Solver"], None]
@@ -90,7 +89,6 @@ class Solver(Resumable):
         self.dataset, self.folder, self.valid_pairs = dataset, Path(folder), valid_pairs
         self.processes = Processes()
         self.device, self.is_main = self.processes.device, self.processes.is_main
-        self.say = self.processes.accelerator.print  # prints once, not in each process
         self.precision = MixedPrecision(self.settings["mixed_precision"], self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -154,9 +152,9 @@ class Solver(Resumable):
     def fit(self, num_epochs: int | None = None, callback: Callback | None = None) -> None:
         """Train until `num_epochs` epochs are done (default: the setting `epochs`).
 
-        `callback` is called with the solver after each row of the history and after each epoch.
-        Ctrl-C, the notebook's stop button, SIGTERM and a lost terminal save and stop. A resumed run
-        goes on within the epoch.
+        `callback` is called with the solver before the first step, also if none is left to do,
+        after each row of the history and after each epoch. Ctrl-C, the notebook's stop button,
+        SIGTERM and a lost terminal save and stop. A resumed run goes on within the epoch.
 
         Raises:
             TrainingDiverged: a loss is not finite. No checkpoint contains it.
@@ -189,8 +187,9 @@ class Solver(Resumable):
                     bar.update()  # after saving: it fails where the terminal is lost
                     if stop_now:
                         bar.close()
-                        self.say(f"Stopped in epoch {self.epoch + 1}, saved: run again to go on.")
-                        raise stop.exception or KeyboardInterrupt
+                        if isinstance(stop.exception, SystemExit):  # which shows no text
+                            self.say(STOPPED)
+                        raise stop.exception or KeyboardInterrupt(STOPPED)
                 self.epoch, self.batch = self.epoch + 1, 0
                 self.save()  # before validation, which may fail
                 self.validate()
@@ -203,8 +202,9 @@ class Solver(Resumable):
         elif self.is_main:
             with checkpoints.explained(self.folder, self.last_checkpoint):
                 checkpoints.rewrite_log(self.folder, self.history)
-        if self.batch == 0:
-            self.validate()
+        self.show()  # before anything is printed: a notebook keeps what it shows in this order
+        if self.batch == 0 and self.validate():
+            self.show()
 
     def set_learning_rate(self) -> None:
         """Set the rate of this step: a function of the step alone, so that resuming keeps it."""
@@ -267,9 +267,9 @@ class Solver(Resumable):
         rate = self.optimizers["generator"].param_groups[0]["lr"]
         self.log("train", epoch=epoch, seconds=round(self.seconds, 3), learning_rate=rate, **row)
         for cause, message in diagnose(self.history["train"]).items():
-            if cause not in self.told and self.is_main:
+            if cause not in self.told:
                 self.told.add(cause)
-                warnings.warn(message, stacklevel=2)
+                self.say(f"warning: {message}")
         self.show()
 
     def log(self, kind: str, **row: float) -> None:
@@ -288,10 +288,15 @@ class Solver(Resumable):
     def progress_bar(self, num_epochs: int) -> tqdm:
         """A bar over all steps, with the time left; none where nothing is left to do."""
         steps = len(self.loader)
-        return tqdm(
+        return progress_bar(
             total=num_epochs * steps, initial=self.epoch * steps + self.batch, unit="step",
-            mininterval=2, file=sys.stdout, disable=not self.is_main or self.epoch >= num_epochs,
+            mininterval=2, disable=not self.is_main or self.epoch >= num_epochs,
         )  # fmt: skip
+
+    def say(self, text: str) -> None:
+        """Print a line once, not in each process, above the bar if there is one."""
+        if self.is_main:
+            tqdm.write(text)
 
     def show(self) -> None:
         if self.callback and self.is_main:
@@ -318,15 +323,16 @@ class Solver(Resumable):
         """The inference generator's SR of one image: uint8 (h, w, 3) -> uint8 (4h, 4w, 3)."""
         return super_resolve(self.inference_generator(), lr, progress=False)
 
-    def validate(self) -> None:
-        """Log PSNR and SSIM of the validation images, unless this step has its row."""
+    def validate(self) -> bool:
+        """Log PSNR and SSIM of the validation images; False if this step has its row already."""
         last = self.history["valid"][-1]["step"] if self.history["valid"] else 0
         if not self.is_main or not self.valid_pairs or self.step == last:
-            return
+            return False
         scores = mean(evaluate(self.upscale, self.valid_pairs, progress=False))
         self.log("valid", epoch=self.epoch, psnr=scores["psnr"], ssim=scores["ssim"])
         psnr, ssim = f"PSNR {scores['psnr']:.3f} dB", f"SSIM {scores['ssim']:.4f}"
         self.say(f"after epoch {self.epoch}: {psnr}, {ssim} on the validation images (Y)")
+        return True
 
 
 class PretrainSolver(Solver):
@@ -377,7 +383,7 @@ class GANSolver(Solver):
             "content_loss": content_loss,
             "adversarial_loss": adversarial_loss,
             "discriminator_loss": discriminator_loss,
-            "d_real": real.sigmoid().mean(),  # D(x)
+            "d_real": real.sigmoid().mean(),  # D(HR)
             "d_generated": generated.sigmoid().mean(),  # D(G(LR))
             "content_to_adversarial": content.detach() / adversarial.detach().clamp_min(1e-12),
         }
@@ -484,6 +490,9 @@ def main() -> None:
         train(presets.read_settings(arguments.settings), arguments.allow_changes)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stopped:
+        accelerate.PartialState().print(str(stopped) or "stopped")
+        sys.exit(130)
     finally:
         accelerate.PartialState().destroy_process_group()
 

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
-from tqdm import tqdm
 
 import plots
 from imresize import imresize
@@ -32,7 +31,7 @@ from tools.acceleration import MixedPrecision, fastest_precision, is_out_of_memo
 from tools.batch import check_target, make_all, new_file, pipes, plan
 from tools.image_files import pil_to_array
 from tools.pictures import read_picture, write_picture
-from utils import SCALE, atomic_path, pick_device, read_image, to_tensor, write_image
+from utils import SCALE, atomic_path, pick_device, progress_bar, read_image, to_tensor, write_image
 
 TILE, SMALLEST_TILE = 800, 16  # LR pixels a side; the residual blocks take 0.8 GB for 800
 ENLARGE_TILE = 64  # LR pixels a side, in the second half
@@ -191,7 +190,9 @@ def _strips(
     image = np.take(image, needed, axis=2)
     if not isinstance(tile, int) or tile < 1:
         raise ValueError(f"tile is a whole number of at least 1, not {tile!r}")
-    bar = tqdm(total=SCALE**2 * height * width, unit="px", unit_scale=True, disable=not progress)
+    bar = progress_bar(
+        total=SCALE**2 * height * width, unit="px", unit_scale=True, disable=not progress
+    )
     with bar:
         for strip in _cut(_whole(image), tile, width):
             shape = SCALE * _size(strip)[0], SCALE * width, channels
@@ -368,17 +369,17 @@ def _demo(generator, source, label, options):
     images = {"bicubic": imresize(lr, SCALE), label: super_resolve(generator, lr, **options)}
     for name, sr in images.items():
         print(f"{name:>10}: {psnr(sr, hr):.2f} dB, SSIM {ssim(sr, hr):.4f} (Y, border 4)")
-    return np.asarray(plots.strip(images, hr, plots.middle_box(hr, 480)))
+    return np.asarray(plots.strip(images, hr, plots.middle_box(hr, 440)))
 
 
 def _compare(generator, label, options, source, target):
-    """Save the middle of an image, 120 LR pixels, bicubic and by the network, side by side."""
+    """Save the middle of an image, 110 LR pixels, bicubic and by the network, side by side."""
     pixels = _checked(read_picture(source)[0])
-    left, top, width, height = plots.middle_box(pixels, 120 + 2 * 40)  # 40: the receptive field
+    left, top, width, height = plots.middle_box(pixels, 110 + 2 * 40)  # 40: the receptive field
     lr = pixels[top : top + height, left : left + width]
     images = {"bicubic": super_resolve(None, lr), label: super_resolve(generator, lr, **options)}
     images = {name: plots.on_checkerboard(sr) for name, sr in images.items()}
-    write_image(target, np.asarray(plots.compare(images, plots.middle_box(images[label], 480))))
+    write_image(target, np.asarray(plots.compare(images, plots.middle_box(images[label], 440))))
 
 
 def _arguments(argv):

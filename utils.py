@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tqdm import tqdm
 
 from tools.image_files import naming, open_image, sixteen_bit_array
 from tools.unused_gpu import tell_unused_gpu
@@ -64,6 +65,11 @@ def device_name(device: torch.device | str) -> str:
     if device.type == "cpu":
         return f"CPU, {torch.get_num_threads()} threads"
     return device.type.upper()
+
+
+def progress_bar(*arguments: Any, **options: Any) -> tqdm:
+    """tqdm's bar on stdout, where all that is printed goes: a notebook makes stderr a red box."""
+    return tqdm(*arguments, file=sys.stdout, **options)
 
 
 def patiently(operation: Callable[..., Any], *arguments: Any) -> Any:

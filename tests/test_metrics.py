@@ -109,6 +109,14 @@ def test_evaluate_holds_one_pair_at_a_time_and_scores_each(pair):
     assert second["name"] == "b" and second["ssim"] == metrics.ssim(hr[:, ::-1], hr)
 
 
+def test_the_bar_of_evaluate_has_a_title_is_on_stdout_and_goes_away(pair, capsys):
+    sr, hr = pair
+    metrics.evaluate(lambda lr: sr, [("a", hr[::4, ::4], hr)], title="Set5, SRGAN")
+    printed = capsys.readouterr()
+    assert "Set5, SRGAN:   0%" in printed.out and "0/1" in printed.out and not printed.err
+    assert not printed.out.split("\r")[-1].strip()  # what stands in its line at the end
+
+
 def test_evaluate_names_the_image_that_fails(pair):
     sr, hr = pair
     with pytest.raises(ValueError, match=r"lake\.png: sr is"):

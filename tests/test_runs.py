@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from training import run_settings
+from training import make, run_settings
 
 import plots
 from presets import get_settings
 from solver import build_solver, validation_pairs
 from tools import checkpoints
-from tools.runs import main, read_runs, table
+from tools.runs import epochs, main, read_runs, table
 
 
 def make_run(folder, stages=("srresnet", "srgan"), epochs=2, **changes):
@@ -182,3 +182,41 @@ def test_a_run_that_the_solver_trained_is_read(images, tmp_path, monkeypatch):
     assert set(rows["steps"]) == {solver.step} and set(rows["epochs"]) == {"2 of 2"}
     last = solver.history["valid"][-1]["psnr"]
     assert rows.loc["srgan", "b"]["psnr"] == pytest.approx(last, abs=5e-4)
+
+
+def test_epochs_are_rows_with_the_means_over_their_steps():
+    def row(step, epoch, loss, **more):
+        rate = dict(learning_rate=1e-4)
+        return dict(step=step, epoch=epoch, seconds=30.0 * step, content_loss=loss, **rate, **more)
+
+    rows = [row(10, 0.4, 0.2), row(20, 0.8, 0.4), row(25, 1.0, 0.123456), row(35, 1.4, 3)]
+    valid = [dict(step=25, epoch=1, psnr=27.123456, ssim=0.812345, checkerboard=1.2345)]
+    shown = epochs({"train": rows, "valid": valid})
+    assert shown.index.name == "epoch" and list(shown.index) == [1, 2]
+    names = ["steps", "minutes", "psnr", "ssim", "checkerboard", "content_loss"]
+    assert list(shown.columns) == names
+    mean = (10 * 0.2 + 10 * 0.4 + 5 * 0.123456) / 25
+    assert list(shown.loc[1]) == [25, 12.5, 27.123, 0.8123, 1.23, float(f"{mean:.4g}")]
+    assert list(shown.loc[2][["steps", "minutes", "content_loss"]]) == [35, 17.5, 3]  # unfinished
+    assert shown.loc[2][["psnr", "ssim"]].isna().all()
+    alone = epochs({"train": rows, "valid": []})
+    assert list(alone.columns) == ["steps", "minutes", "content_loss"] and len(alone) == 2
+    assert epochs({"train": [], "valid": []}).empty
+
+
+def test_epochs_of_what_the_solver_trained(images, tmp_path):
+    solver = make("gan", images, tmp_path / "run", valid=True, log_every=3)
+    solver.fit(2)
+    shown = epochs(solver.history)
+    assert list(shown["steps"]) == [4, 8]
+    assert list(shown["psnr"]) == [round(row["psnr"], 3) for row in solver.history["valid"]]
+    # of rows after the steps 6 and 8; the first epoch's end with the steps 3 and 4
+    expected = sum(row["d_real"] for row in solver.history["train"][2:]) / 2
+    assert shown["d_real"][2] == pytest.approx(expected, rel=1e-3)
+    assert "learning_rate" not in shown and "seconds" not in shown
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_tables_warn_of_nothing(tmp_path):
+    make_run(tmp_path / "a", srgan__content_weight=2.5)
+    table(read_runs(tmp_path)[0])

@@ -86,13 +86,15 @@ def stop(solver, step, number=signal.SIGINT):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @POSIX
 def test_stopped_within_an_epoch_and_resumed_is_bit_identical(
-    stage, name, images, uninterrupted, tmp_path
+    stage, name, images, uninterrupted, tmp_path, capsys
 ):
     number = getattr(signal, name)
     solver, handler = make(stage, images, tmp_path / "run"), signal.getsignal(number)
     error = stop(solver, 5, number)
     assert type(error) is (KeyboardInterrupt if name == "SIGINT" else SystemExit)
     assert name == "SIGINT" or error.code == 128 + number
+    told, printed = "stopped, all is saved: run again to go on", capsys.readouterr().out
+    assert (told in str(error), told in printed) == (name == "SIGINT", name != "SIGINT")
     assert signal.getsignal(number) is handler
     assert (solver.step, solver.epoch, solver.batch) == (5, 1, 1)
 
@@ -160,7 +162,7 @@ def test_a_lost_terminal_is_saved_before_anything_is_shown_there(images, tmp_pat
                 raise OSError(errno.EIO, "Input/output error")
             return super().write(text)
 
-    class EagerBar(solver_module.tqdm):
+    class EagerBar(utils.tqdm):
         def update(self, n=1):
             super().update(n)
             self.refresh()
@@ -171,7 +173,7 @@ def test_a_lost_terminal_is_saved_before_anything_is_shown_there(images, tmp_pat
 
     lost, solver = [], make("pretrain", images, tmp_path / "run", epochs=1)
     at_step(solver, 2, lose)
-    monkeypatch.setattr(solver_module, "tqdm", EagerBar)
+    monkeypatch.setattr(utils, "tqdm", EagerBar)
     with contextlib.redirect_stdout(Lost()), pytest.raises((OSError, SystemExit)):
         solver.fit()
     assert last_checkpoint(tmp_path / "run")[1]["step"] == 2
@@ -181,7 +183,8 @@ def test_a_lost_terminal_is_saved_before_anything_is_shown_there(images, tmp_pat
 def test_an_impatient_second_stop_breaks_off(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(distributed.time, "monotonic", lambda: clock[0])
-    with pytest.raises(KeyboardInterrupt), distributed.deferred_signals() as request:
+    broken_off = pytest.raises(KeyboardInterrupt, match="checkpoint before")
+    with broken_off, distributed.deferred_signals() as request:
         os.kill(os.getpid(), signal.SIGINT)
         assert request.exception
         clock[0] += distributed.IMPATIENT + 1
@@ -797,21 +800,48 @@ def test_history_rows_are_means_and_the_log_is_the_history(images, tmp_path):
         assert checkpoints.read_log(tmp_path / "run", kind) == solver.history[kind]
 
 
-def test_the_callback_follows_each_row_and_each_epoch(images, tmp_path):
+def test_the_callback_begins_and_follows_each_row_and_each_epoch(images, tmp_path):
     seen = []
 
     def look(solver):
         seen.append((solver.epoch, solver.batch, solver.step, len(solver.history["train"])))
 
     make("pretrain", images, tmp_path / "run").fit(2, callback=look)
-    first = [(0, 3, 3, 1), (0, 4, 4, 2), (1, 0, 4, 2)]
+    first = [(0, 0, 0, 0), (0, 3, 3, 1), (0, 4, 4, 2), (1, 0, 4, 2)]
     assert seen == [*first, (1, 2, 6, 3), (1, 4, 8, 4), (2, 0, 8, 4)]
+    again = make("pretrain", images, tmp_path / "run")
+    again.resume()
+    seen.clear()
+    again.fit(2, callback=look)  # nothing is left to do
+    assert seen == [(2, 0, 8, 4)]
+
+
+def test_what_was_left_to_validate_is_shown_after_the_pictures(images, tmp_path, capsys):
+    make("pretrain", images, tmp_path / "run").fit(1)
+    seen, again = [], make("pretrain", images, tmp_path / "run", valid=True)
+    again.resume()
+    capsys.readouterr()
+
+    def look(solver):
+        seen.append((len(solver.history["valid"]), "after epoch 1" in capsys.readouterr().out))
+
+    again.fit(1, callback=look)
+    assert seen == [(0, False), (1, True)]
+
+
+def test_lines_stand_above_the_bar_not_behind_it(images, tmp_path, capsys):
+    make("pretrain", images, tmp_path / "run", valid=True).fit()
+    lines = capsys.readouterr().out.splitlines()  # also at carriage returns
+    said = [line for line in lines if "after epoch" in line]
+    assert len(said) == 3 and all(line.startswith("after epoch") for line in said)
+    assert "run: epoch 3/3: 100%" in lines[-1]  # the last thing is the bar
 
 
 def test_the_bar_runs_over_all_steps_of_a_stage(images, tmp_path, capsys):
-    stop(make("pretrain", images, tmp_path / "run"), 6)
+    error = stop(make("pretrain", images, tmp_path / "run"), 6)
     text = capsys.readouterr().out
-    assert "run: epoch 2/3" in text and " 6/12 " in text and "Stopped in epoch 2, saved" in text
+    assert "run: epoch 2/3" in text and " 6/12 " in text
+    assert str(error) == "stopped, all is saved: run again to go on"
     again = make("pretrain", images, tmp_path / "run")
     again.resume()
     again.fit()
@@ -1123,7 +1153,7 @@ def test_the_notebook_is_the_command_line_to_the_bit(images, tmp_path, monkeypat
         torch.seed()  # what other cells do between them does not matter
         solver = build_solver(settings, stage, valid_pairs)
         solver.fit(callback=lambda solver: shown.append(solver.upscale(valid_pairs[0][1])))
-    assert len(shown) == 3 * (4 + 2)
+    assert len(shown) == 3 * (1 + 4 + 2)
     for stage in settings["stages"]:
         folders = [tmp_path / way / "checkpoints" / "tiny" for way in ("notebook", "command")]
         assert_same(*[folder / stage for folder in folders])
@@ -1131,6 +1161,18 @@ def test_the_notebook_is_the_command_line_to_the_bit(images, tmp_path, monkeypat
         assert same_weights(notebook, command)
         written = json.loads((folders[1] / "settings.json").read_text())
         assert written == {**RUN, **settings}
+
+
+def test_the_stopped_command_ends_in_one_line(images, tmp_path, monkeypatch, capsys):
+    def stopped(*arguments):
+        raise KeyboardInterrupt(distributed.STOPPED)
+
+    monkeypatch.setattr(solver_module, "train", stopped)
+    monkeypatch.setattr(sys, "argv", ["solver.py", "quick"])
+    with pytest.raises(SystemExit) as ended:
+        solver_module.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().out == "stopped, all is saved: run again to go on\n"
 
 
 def test_the_generators_of_a_run_are_named_and_missing_ones_told(

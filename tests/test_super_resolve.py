@@ -14,6 +14,7 @@ from PIL import Image, ImageCms
 from skimage import data
 
 import super_resolve as module
+import utils
 from imresize import imresize
 from models import SRResNet
 from super_resolve import back_project, super_resolve, super_resolve_file
@@ -228,7 +229,7 @@ def test_memory_that_runs_out_halves_the_tiles(generator, monkeypatch):
 def test_progress_ends_at_all_of_it_even_if_tiles_are_done_again(tiny, monkeypatch):
     bars = []
 
-    class Bar(module.tqdm):
+    class Bar(utils.tqdm):
         def close(self):
             bars.append((self.n, self.total))
             super().close()
@@ -241,7 +242,7 @@ def test_progress_ends_at_all_of_it_even_if_tiles_are_done_again(tiny, monkeypat
             raise MemoryError
         return extract(generator, lr)
 
-    monkeypatch.setattr(module, "tqdm", Bar)
+    monkeypatch.setattr(utils, "tqdm", Bar)
     monkeypatch.setattr(module, "extract_features", scarce)
     super_resolve(tiny, photo(100, 120), tile=100)
     assert len(calls) > 2

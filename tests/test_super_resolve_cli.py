@@ -178,7 +178,7 @@ def test_compare_saves_a_sheet_with_transparency_on_a_checkerboard(folder, tiny)
     assert run("a.png", "-o", "out", "--compare") == 0
     assert files("out") == ["a.png", "compare/a.png"]
     sheet, result = read_image("out/compare/a.png"), np.array(Image.open("out/a.png"))
-    size = 480
+    size = 440
     top, left = (side // 2 - size // 2 for side in result.shape[:2])
     shown = sheet[-size:, -size - 8 : -8]  # the right one; 8 pixels of white follow
     part = result[top : top + size, left : left + size]
@@ -407,10 +407,10 @@ def start(folder, *prefix):
     """The command in a process of its own, while it writes out/large.png."""
     Image.fromarray(photo(400, 400)).resize((2000, 2000)).save("large.bmp")
     command = [*prefix, sys.executable, module.__file__, "large.bmp", "-o", "out", "--tile", "200"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     printed = b""
     while b"px" not in printed:  # the progress bar: it computes
-        printed += process.stderr.read(1)
+        printed += process.stdout.read(1)
         assert process.poll() is None, printed
     assert list(Path("out").iterdir())
     return process
@@ -432,7 +432,7 @@ def test_under_nohup_it_goes_on(folder):
     process.send_signal(signal.SIGHUP)
     printed = b""
     while printed.count(b"px") < 4:  # stopped, it would print one more line of the bar
-        character = process.stderr.read(1)
+        character = process.stdout.read(1)
         assert character, printed
         printed += character
     process.kill()

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from metrics import psnr, ssim
 from tools.pages import ORIGINAL, fill_template, in_order, png, read_images, read_versions
+from utils import progress_bar
 
 
 def write_page(
@@ -39,7 +39,7 @@ def write_page(
     if not images or not all(images.values()):
         raise ValueError("no images to compare")
     rows = []
-    for image, versions in tqdm(images.items(), desc="page", unit="image"):
+    for image, versions in progress_bar(images.items(), desc="page", unit="image"):
         if versions.keys() != next(iter(images.values())).keys():
             raise ValueError(f"{image}: has other methods than {next(iter(images))}; complete it")
         rows.append({"name": image, "versions": _scored(image, versions)})

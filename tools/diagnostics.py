@@ -20,7 +20,7 @@ def diagnose(rows: list[dict[str, Any]]) -> dict[str, str]:
     ratio, real, generated = (statistics.median(row[name] for row in last) for name in names)
     low, high = HEALTHY_RATIO
     when = f"Over the last {STEPS} steps, up to step {rows[-1]['step']}, "
-    outputs = f"{when}D(x) was {real:.3f} and D(G(LR)) {generated:.3f}: "
+    outputs = f"{when}D(HR) was {real:.3f} and D(G(LR)) {generated:.3f}: "
     balance = f"{when}content : adversarial was {ratio:.2g} : 1 (healthy: {low} to {high}). "
     found = {}
     if ratio > high:

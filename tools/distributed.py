@@ -25,6 +25,7 @@ from utils import pick_device
 
 SOLVER = Path(__file__).parents[1] / "solver.py"
 IMPATIENT = 5  # seconds until a second Ctrl-C breaks off; launchers send signals twice at once
+STOPPED = "stopped, all is saved: run again to go on"  # the one line that a notebook shows
 ASK_SECONDS = 2  # between two questions of `Processes.any`; launchers kill 30 s after SIGTERM
 
 
@@ -45,8 +46,10 @@ def deferred_signals() -> Iterator[StopRequest]:
 
     def request(number, frame):
         if stop.exception and time.monotonic() - stop.time > IMPATIENT:
-            raise stop.exception
-        interrupt = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+            raise KeyboardInterrupt("broken off; the checkpoint before is valid")
+        interrupt = (
+            KeyboardInterrupt(STOPPED) if number == signal.SIGINT else SystemExit(128 + number)
+        )
         stop.exception = stop.exception or interrupt
         stop.time = stop.time or time.monotonic()
 

@@ -19,11 +19,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from tools.locks import locked
 from tools.transfer import Unusable, check_space, fetch, file_sha256, open_session
-from utils import atomic_path, patiently, read_image
+from utils import atomic_path, patiently, progress_bar, read_image
 
 IMAGE_LIMIT = 20_000_000  # bytes; the largest image of the sets has 12.5 million, uncompressed
 ARCHIVE_LIMIT = 2_000_000_000  # bytes, of an archive whose size is not known
@@ -197,7 +195,7 @@ def _problems(name, data):
         return reason
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reasons = tqdm(pool.map(problem, paths), name, len(paths), unit="image", delay=1)
+        reasons = progress_bar(pool.map(problem, paths), name, len(paths), unit="image", delay=1)
         return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
 
 
@@ -320,7 +318,7 @@ def _fetch_images(name, source, kept, staging, mirrors):
             fetch(session, urls, staging.parent / file, check, archive.size, exact)
         if source.archives:
             return
-        for key, path in tqdm(source.images.items(), name, unit="image", delay=1):
+        for key, path in progress_bar(source.images.items(), name, unit="image", delay=1):
             if path not in kept:
                 urls = [f"{mirror}/{key}" for mirror in mirrors]
                 check = partial(_problem, published=published.get(path))
@@ -358,7 +356,7 @@ def _read_members(file, images):
     wanted = {PurePosixPath(key).parts[-2:]: path for key, path in images.items()}
     try:
         with zipfile.ZipFile(file) as opened:
-            for member in tqdm(opened.infolist(), f"unpack {file.name}", delay=1):
+            for member in progress_bar(opened.infolist(), f"unpack {file.name}", delay=1):
                 path = wanted.get(PurePosixPath(member.filename).parts[-2:])
                 if path is None:
                     continue

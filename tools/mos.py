@@ -23,11 +23,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import bootstrap, norm, t
 from skimage import data as photographs
-from tqdm import tqdm
 
 from imresize import imresize
 from tools.pages import ORIGINAL, fill_template, png, read_data, read_versions
-from utils import SCALE, atomic_path
+from utils import SCALE, atomic_path, progress_bar
 
 WORST, BEST = "nearest", ORIGINAL  # the two methods that calibrate the scale
 CALIBRATION = 2  # points between a rater's means for them: half of the scale from 1 to 5
@@ -45,7 +44,9 @@ def make_page(folder: str | Path, out: str | Path, methods: list[str] | None = N
     folder = Path(folder)
     name = folder.resolve().name
     images, key = {}, {}
-    for method, arrays in tqdm(_versions(folder, methods).items(), desc="page", unit="method"):
+    for method, arrays in progress_bar(
+        _versions(folder, methods).items(), desc="page", unit="method"
+    ):
         for image, array in arrays.items():
             content = f"{name}/{method}/{image}/{array.shape}".encode() + array.tobytes()
             code = f"i{hashlib.sha256(content).hexdigest()[:12]}"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from tools.locks import locked
+from utils import progress_bar
 
 SPARE_DISK = 256 * 2**20  # bytes left free beside the store
 
@@ -69,7 +69,9 @@ def open_store(
                 raise OSError(f"{folder}: {need}; delete folders in {cache} that are not in use")
         pixels.touch()
         with open(checksums, "a", buffering=1) as log:  # each line is written at once
-            results = tqdm(pool.map(ensure, range(len(pairs))), "images", len(pairs), delay=2)
+            results = progress_bar(
+                pool.map(ensure, range(len(pairs))), "images", len(pairs), delay=2
+            )
             for i, crc in enumerate(results):
                 if crc != done.get(i):
                     log.write(f"{i} {crc:08x}\n")

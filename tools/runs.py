@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from plots import compare_histories, save_figure
@@ -113,7 +114,30 @@ def table(histories: Histories) -> pd.DataFrame:
         rows.append({"stage": stage, "run": run, **settings, **history["results"]})
     if not rows:
         return pd.DataFrame()
-    return pd.DataFrame(rows).astype(object).fillna("").set_index(["stage", "run"])
+    columns = dict.fromkeys(name for row in rows for name in row)
+    rows = [{name: row.get(name, "") for name in columns} for row in rows]
+    return pd.DataFrame(rows, dtype=object).set_index(["stage", "run"])
+
+
+def epochs(history: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
+    """A row for each epoch of `Solver.history`, also for one that has only begun.
+
+    steps and minutes since the start of the training; psnr in dB (Y), ssim and what else was
+    validated after the epoch; the mean over its steps of each loss, raw.
+    """
+    if not history["train"]:
+        return pd.DataFrame()
+    train = pd.DataFrame(history["train"])
+    epoch = np.ceil(train.pop("epoch")).astype(int)  # a row ends within its epoch, or with it
+    steps = train["step"].diff().fillna(train["step"])  # over which the row is a mean
+    last = train[["step", "seconds"]].groupby(epoch).last()
+    losses = train.drop(columns=["step", "seconds", "learning_rate"], errors="ignore")
+    losses = losses.mul(steps, axis=0).groupby(epoch).sum().div(steps.groupby(epoch).sum(), axis=0)
+    table = pd.DataFrame({"steps": last["step"], "minutes": (last["seconds"] / 60).round(1)})
+    if history["valid"]:
+        valid = pd.DataFrame(history["valid"]).drop(columns="step").set_index("epoch")
+        table = table.join(valid.round({"psnr": 3, "ssim": 4, "checkerboard": 2}))
+    return table.join(losses.map(lambda value: float(f"{value:.4g}")))
 
 
 def main(arguments: list[str] | None = None) -> None:

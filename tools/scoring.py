@@ -8,13 +8,11 @@ import re
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from datasets import Pair, read_list, read_pair
 from imresize import imresize
 from metrics import SMALLEST, mean, psnr, ssim
 from tools.image_sets import is_image_name
-from utils import SCALE, read_image, write_rows
+from utils import SCALE, progress_bar, read_image, write_rows
 
 SUFFIXES = re.compile(r"(_SR|_HR|_GT|_out|[_-]?x4)+$", re.IGNORECASE)  # that programs append
 EDGE = 12  # pixels: a frame, or the trace of padding with zeros, is not wider
@@ -30,7 +28,7 @@ def score_folder(folder: Path, originals: dict[str, Path | Pair]) -> tuple[list,
     place = folder.resolve()
     method = place.as_posix() if place.name == "bicubic" else place.name  # not the control's name
     control, rows = [], []
-    for name, path in tqdm(paths.items(), desc="score", unit="image", disable=None):
+    for name, path in progress_bar(paths.items(), desc="score", unit="image", disable=None):
         try:
             lr, hr, full = read_original(originals[name])
             sr = read_image(path)

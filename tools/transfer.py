@@ -15,11 +15,10 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
-from utils import patiently
+from utils import patiently, progress_bar
 
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of data
 ATTEMPTS = 5  # in a row with less than CHUNK new bytes, before the next address is tried
@@ -147,7 +146,7 @@ def _transfer_once(session, url, part, limit, exact):
         skip = have - begin  # a server without ranges sends the whole file
         bar = {"total": total, "initial": begin, "unit": "B", "unit_scale": True, "delay": 1}
         began, received = time.monotonic(), 0
-        with open(part, "ab") as file, tqdm(desc=part.stem, **bar) as progress:
+        with open(part, "ab") as file, progress_bar(desc=part.stem, **bar) as progress:
             while piece := response.raw.read1(CHUNK):  # what is there, without waiting for CHUNK
                 progress.update(len(piece))
                 received += len(piece)
