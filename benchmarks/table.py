@@ -31,7 +31,7 @@ def compare(what: str, unit: str, ours: list[float], others: dict[str, list[floa
 
 
 def number(value: float) -> str:
-    """Three digits, without an exponent: 0.0123, 4.56, 78,900."""
+    """Three digits: 0.0123, 4.56, 78,900."""
     return f"{float(f'{value:.3g}'):,.10g}"
 
 
