@@ -41,8 +41,8 @@ notebooks: .venv/installed ## run the committed notebooks on the data in data/, 
 	$(CONVERT) --execute $(NOTEBOOKS)
 	$(CONVERT) --coalesce-streams $(NOTEBOOKS)  # of each progress bar its last line
 
-bench: .venv/installed-dev ## speed, side by side with the usual ways
-	for script in $(filter-out benchmarks/ablations.py benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+bench: .venv/installed-dev ## speed, side by side with the usual ways: one table (ten minutes on two cores)
+	$(BIN)/python benchmarks/table.py
 
 ablations: .venv/installed ## what each idea of the recipe is worth, into results/ablations.csv (half an hour on two cores)
 	$(BIN)/python benchmarks/ablations.py

@@ -107,7 +107,8 @@ class Solver(Resumable):
         for name, network in networks.items():
             network = speed_up(network, self.device).train()
             self.optimizers[name] = self.make_optimizer(network)
-            if compiles:
+            # A CPU spends more on a compiled discriminator: each forward casts its weights anew.
+            if compiles and (name == "generator" or self.device.type != "cpu"):
                 # Kernels for any batch size would round differently in a resumed run.
                 network.compile(dynamic=False)
             self.networks[name], self.unwrapped[name] = self.processes.wrap(network), network

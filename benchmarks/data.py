@@ -7,7 +7,6 @@ turn on the same patches, so that what else the machine does hits them alike.
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
@@ -21,8 +20,11 @@ from skimage import data as skimage_data
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from table import compare  # noqa: E402
+
 from datasets import PatchDataset, PatchLoader, read_list  # noqa: E402
 from imresize import imresize  # noqa: E402
+from models import VGG_COUNTS, VGG_WIDTHS  # noqa: E402
 from utils import device_name, pick_device, write_image, write_rows  # noqa: E402
 
 CROP, BATCH = 96, 16
@@ -68,6 +70,23 @@ def made_list(folder, count, height, width):
     return f"{folder}/list.csv"
 
 
+def random_vgg(depth, path):
+    """Write random weights of VGG16 or VGG19 under torchvision's names to `path`; returns it.
+
+    They are as fast as the right ones, and there without a network.
+    """
+    weights, index, previous = {}, 0, 3
+    for width, count in zip(VGG_WIDTHS, VGG_COUNTS[depth], strict=True):
+        for _ in range(count):
+            size = (2 / (9 * previous)) ** 0.5  # features stay as large as the image
+            weights[f"features.{index}.weight"] = size * torch.randn(width, previous, 3, 3)
+            weights[f"features.{index}.bias"] = torch.zeros(width)
+            previous, index = width, index + 2  # a ReLU follows
+        index += 1  # pooling
+    torch.save(weights, path)
+    return path
+
+
 def patches_per_second(batches, patches):
     begin, seen = time.perf_counter(), 0
     while seen < patches:
@@ -98,10 +117,9 @@ def measure(list_file, cache, rounds=10):
         f"\n{CROP} x {CROP} HR and LR patches of {len(dataset.pairs)} images, {megapixels:.0f} "
         f"megapixels, as float batches of {BATCH}; median of {rounds} rounds, in turn:"
     )
-    first, *_ = (statistics.median(of_way) for of_way in rates.values())
+    opened = {way: rates.pop(way) for way in list(rates)[:1]}
     for way, of_way in rates.items():
-        rate = statistics.median(of_way)
-        print(f"  {way:40} {rate:9,.0f} patches/s  {rate / first:8.1f} x")
+        compare(f"reading patches, {way}", "patches/s", of_way, opened)
     if Path("/proc/self/status").exists():
         lines = Path("/proc/self/status").read_text().splitlines()
         own, mapped = (

@@ -4,8 +4,7 @@ Measured are the time, and the share of values equal to those of MATLAB's files 
 
     python benchmarks/imresize.py
 
-Every method runs in every round, in turns; times are medians over the rounds. Libraries that are
-not installed are left out.
+Every method runs in every round, in turns. Libraries that are not installed are left out.
 """
 
 import os
@@ -23,6 +22,8 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # before this folder, where a file of the same name lies
+
+from table import compare  # noqa: E402
 
 from imresize import imresize  # noqa: E402
 
@@ -137,8 +138,8 @@ def exactness():
             print(f"  {method:<54}{share:8.3f} %  ({largest}); {differing:,} differ")
 
 
-def medians(calls):
-    """Return the median seconds of each call; the calls take turns in every round."""
+def times(calls):
+    """Return the seconds of each call in every round; the calls take turns."""
     repeats = []
     for call in calls:
         call()
@@ -147,12 +148,12 @@ def medians(calls):
         repeats.append(1 + int(SHORTEST / (time.perf_counter() - start)))
     seconds = [[] for _ in calls]
     for _ in tqdm(range(ROUNDS), desc="rounds", leave=False):
-        for call, repeat, times in zip(calls, repeats, seconds, strict=True):
+        for call, repeat, taken in zip(calls, repeats, seconds, strict=True):
             start = time.perf_counter()
             for _ in range(repeat):
                 call()
-            times.append((time.perf_counter() - start) / repeat)
-    return [float(np.median(times)) for times in seconds]
+            taken.append((time.perf_counter() - start) / repeat)
+    return seconds
 
 
 def one_by_one(call, inputs, size):
@@ -160,36 +161,33 @@ def one_by_one(call, inputs, size):
 
 
 def speed():
-    """Print the times of each method, and their ratios to ours."""
+    """Print how many megapixels a second each method reduces, and ours beside it."""
     rng = np.random.default_rng(0)
     found = methods()
-    names = [name for name, *_ in found]
-    for height, width in ((768, 1024), (1356, 2040)):
-        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        size = (height // 4, width // 4)
-        calls = [one_by_one(call, [prepare(image)], size) for _, prepare, call, _ in found]
-        report(f"{width}x{height}, uint8 RGB, to 1/4", names, medians(calls))
+    height, width = 1356, 2040
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    size = (height // 4, width // 4)
+    calls = [one_by_one(call, [prepare(image)], size) for _, prepare, call, _ in found]
+    report(f"resizing {width} x {height} to 1/4, one thread", found, image.size / 3e6, calls)
     crops = [rng.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(64)]
     batch = torch.cat([as_tensor(crop) for crop in crops]).contiguous()
     # The first two methods take a batch, the others one image at a time.
     calls = [one_by_one(call, [batch], (24, 24)) for _, _, call, _ in found[:2]]
     for _, prepare, call, _ in found[2:]:
         calls.append(one_by_one(call, [prepare(crop) for crop in crops], (24, 24)))
-    title = (
-        "64 crops of 96x96, uint8 RGB, to 1/4 (the first two: one batch; the others: one by one)"
-    )
-    report(title, names, medians(calls))
+    title = "resizing 64 crops of 96 x 96 to 1/4, one thread"
+    report(title, found, batch.numel() / 3e6, calls)
 
 
-def report(title, names, seconds):
-    print(f"\n{title}")
-    for name, value in zip(names, seconds, strict=True):
-        print(f"  {name:<54}{1e3 * value:10.2f} ms  {value / seconds[0]:8.2f} x")
+def report(title, found, megapixels, calls):
+    speeds = [[megapixels / taken for taken in of_way] for of_way in times(calls)]
+    others = {name: of_way for (name, *_), of_way in zip(found[1:], speeds[1:], strict=True)}
+    compare(title, "megapixels/s", speeds[0], others)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     cpu = torch.backends.cpu.get_cpu_capability()
-    print(f"one thread, PyTorch {torch.__version__}, {cpu}; {ROUNDS} rounds, medians")
+    print(f"one thread, PyTorch {torch.__version__}, {cpu}; {ROUNDS} rounds")
     speed()
     exactness()

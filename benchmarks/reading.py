@@ -18,10 +18,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-
+from data import random_vgg  # noqa: E402
 from datasets import PatchDataset, PatchLoader  # noqa: E402
-from models import VGG_COUNTS, VGG_WIDTHS, Discriminator, SRResNet  # noqa: E402
+from models import Discriminator, SRResNet  # noqa: E402
 from solver import GANSolver  # noqa: E402
 from utils import write_image, write_rows  # noqa: E402
 
@@ -51,18 +50,6 @@ class Reading:
         return self.trace
 
 
-def random_vgg16():
-    """A state dict of its convolutions, named as torchvision's."""
-    weights, previous, index = {}, 3, 0
-    for width, count in zip(VGG_WIDTHS, VGG_COUNTS[16], strict=True):
-        for _ in range(count):
-            conv = torch.nn.Conv2d(previous, width, 3)
-            weights |= {f"features.{index}.{k}": v for k, v in conv.state_dict().items()}
-            previous, index = width, index + 2  # a ReLU is between
-        index += 1  # the pooling
-    return weights
-
-
 def make_solver(folder):
     """A small GAN on four images of noise, and VGG16 with random weights."""
     random, rows = np.random.default_rng(0), []
@@ -72,7 +59,7 @@ def make_solver(folder):
         write_image(row["lr"], random.integers(0, 256, (16, 16, 3), dtype=np.uint8))
         rows.append(row)
     write_rows(f"{folder}/list.csv", rows)
-    torch.save(random_vgg16(), f"{folder}/vgg16.pth")
+    random_vgg(16, f"{folder}/vgg16.pth")
     dataset = PatchDataset(
         f"{folder}/list.csv", crop_size=CROP, patches_per_image=1, cache=f"{folder}/cache"
     )

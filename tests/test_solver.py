@@ -918,6 +918,14 @@ def test_compiled_is_nearly_the_same_and_resumes_to_the_bit(compiler, images, tm
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
+def test_a_cpu_compiles_the_generator_and_not_the_discriminator(images, tmp_path, monkeypatch):
+    """Nothing is compiled before the first step."""
+    monkeypatch.setattr("solver.can_compile", lambda device: True)
+    networks = make("gan", images, tmp_path / "run", compile=True).unwrapped
+    compiled = {name for name, network in networks.items() if network._compiled_call_impl}
+    assert compiled == {"generator"}
+
+
 def test_where_it_cannot_compile_it_goes_on_without(images, tmp_path, monkeypatch):
     def no_compiler(*arguments, **settings):
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nand more")
