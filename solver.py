@@ -156,7 +156,7 @@ class Solver(Resumable):
     # --- the loop ---
 
     def fit(self, num_epochs: int | None = None, callback: Callback | None = None) -> None:
-        """Train until `num_epochs` epochs are done (default: the setting `epochs`).
+        """Train until `num_epochs` epochs are done (default: the setting `epochs`; 0: warm up only).
 
         `callback` is called with the solver after each row of the history and after each epoch.
         Ctrl-C, the notebook's stop button, SIGTERM and a lost terminal save and stop. A resumed run
@@ -178,7 +178,7 @@ class Solver(Resumable):
     def train_until(self, num_epochs: int) -> None:
         """The loop over epochs and batches."""
         with deferred_signals() as stop:
-            if self.step == 0 and num_epochs:
+            if self.step == 0:
                 self.warm_up(stop)
             steps = len(self.loader)
             done = self.epoch * steps + self.batch
@@ -433,6 +433,8 @@ class GANSolver(Solver):
                     row = self.means(self.warmup_step - before)
                     self.log("warmup", warmup_step=self.warmup_step, **row)
                 self.save_or_stop(stop, bar)
+                if self.warmup_step == total:
+                    self.save()
 
     def warm_up_step(self, lr: Tensor, hr: Tensor) -> Losses:
         """`discriminator_step` on what the generator makes before its own first step."""
