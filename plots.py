@@ -25,13 +25,14 @@ WIDEST = 900  # pixels: more would be shrunk, or scrolled, in a notebook of 1000
 GAP, LINE = 8, 18  # pixels: beside an image and below its label; each line of the label
 PANELS = {  # of `plot_history`; title: columns of the history
     "losses of the generator, raw": ["content_loss", "adversarial_loss", "perceptual_loss"],
+    "additions to the paper's loss, raw": ["grid_loss", "lr_consistency_loss"],
     "loss of the discriminator": ["discriminator_loss"],
     "output of the discriminator\n(healthy: apart, but not 1 and 0)": ["d_real", "d_generated"],
     f"content : adversarial loss, weighted\n(healthy: {LOW} to {HIGH})": ["content_to_adversarial"],
     "validation PSNR in dB (Y)": ["psnr"],
     "validation SSIM (Y)": ["ssim"],
 }
-LOGARITHMIC = {"content_loss", "content_to_adversarial"}
+LOGARITHMIC = {"content_loss", "content_to_adversarial", "grid_loss"}
 LABELS = {  # with the equations of the paper
     "content_loss": "content_loss (equation 4 or 5)",
     "adversarial_loss": "adversarial_loss (equation 6)",

@@ -14,7 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import presets
 from datasets import PairDataset, PatchDataset, PatchLoader
-from losses import bce, make_content_loss, mse
+from losses import bce, grid_loss, lr_consistency_loss, make_content_loss, mse
 from metrics import SMALLEST, evaluate, mean
 from models import Discriminator, SRResNet, interpolate, load_generator
 from super_resolve import super_resolve
@@ -73,9 +73,10 @@ class Solver(Resumable):
 
     Attributes:
         epoch, batch: finished epochs, and finished batches of the present one.
-        step: generator updates.
+        step: generator updates. warmup_step: updates of the discriminator alone, before them.
         generator, ema: the trained network, and its running average in eval mode.
-        history: {"train": rows, "valid": rows}, each row a dict with its step. Losses are raw.
+        history: {"train": rows, "valid": rows, "warmup": rows}, each row a dict with its step.
+            Losses are raw.
         seconds: of training, over all starts.
     """
 
@@ -115,9 +116,9 @@ class Solver(Resumable):
         self.generator = self.unwrapped["generator"]
 
         # Progress
-        self.epoch = self.batch = self.step = 0
+        self.epoch = self.batch = self.step = self.warmup_step = 0
         self.seconds, self.clock, self.saved = 0.0, 0.0, time.monotonic()
-        self.history: dict[str, list[dict[str, Any]]] = {"train": [], "valid": []}
+        self.history: dict[str, list[dict[str, Any]]] = {"train": [], "valid": [], "warmup": []}
         self.sums: Losses = {}  # of the losses since the last row, on the device
         self.first_bad_step = torch.tensor(-1, device=self.device)
         self.last_checkpoint: Path | None = None
@@ -144,6 +145,9 @@ class Solver(Resumable):
         """
         raise NotImplementedError
 
+    def warm_up(self, stop: Any) -> None:
+        """What the stage trains before the generator's first step; nothing by default."""
+
     def update(self, name: str, loss: Tensor) -> None:
         """One optimizer step of network `name` on the gradient of `loss`."""
         self.precision.update(self.optimizers[name], loss)
@@ -151,7 +155,7 @@ class Solver(Resumable):
     # --- the loop ---
 
     def fit(self, num_epochs: int | None = None, callback: Callback | None = None) -> None:
-        """Train until `num_epochs` epochs are done (default: the setting `epochs`).
+        """Train until `num_epochs` epochs are done; by default the setting `epochs`.
 
         `callback` is called with the solver before the first step, also if none is left to do,
         after each row of the history and after each epoch. Ctrl-C, the notebook's stop button,
@@ -172,29 +176,38 @@ class Solver(Resumable):
 
     def train_until(self, num_epochs: int) -> None:
         """The loop over epochs and batches."""
-        with deferred_signals() as stop, self.progress_bar(num_epochs) as bar:
-            while self.epoch < num_epochs:
-                title = f"{self.folder.name}: epoch {self.epoch + 1}/{num_epochs}"
-                bar.set_description(title, refresh=False)
-                self.clock = time.monotonic()
-                for lr, hr in self.loader.epoch(self.epoch, start=self.batch):
-                    self.set_learning_rate()
-                    losses = self.guarded_step(lr, hr)
-                    self.update_ema()
-                    self.record(losses)
-                    save_now, stop_now = self.requests(stop.exception is not None)
-                    if save_now:
-                        self.save()
-                    bar.update()  # after saving: it fails where the terminal is lost
-                    if stop_now:
-                        bar.close()
-                        if isinstance(stop.exception, SystemExit):  # which shows no text
-                            self.say(STOPPED)
-                        raise stop.exception or KeyboardInterrupt(STOPPED)
-                self.epoch, self.batch = self.epoch + 1, 0
-                self.save()  # before validation, which may fail
-                self.validate()
-                self.show()
+        with deferred_signals() as stop:
+            if self.step == 0:
+                self.warm_up(stop)
+            steps = len(self.loader)
+            done = self.epoch * steps + self.batch
+            with self.bar(num_epochs * steps, done, self.folder.name) as bar:
+                while self.epoch < num_epochs:
+                    title = f"{self.folder.name}: epoch {self.epoch + 1}/{num_epochs}"
+                    bar.set_description(title, refresh=False)
+                    self.clock = time.monotonic()
+                    for lr, hr in self.loader.epoch(self.epoch, start=self.batch):
+                        self.set_learning_rate()
+                        losses = self.guarded_step(lr, hr)
+                        self.update_ema()
+                        self.record(losses)
+                        self.save_or_stop(stop, bar)
+                    self.epoch, self.batch = self.epoch + 1, 0
+                    self.save()  # before validation, which may fail
+                    self.validate()
+                    self.show()
+
+    def save_or_stop(self, stop: Any, bar: tqdm) -> None:
+        """After a step: save and stop where that is due."""
+        save_now, stop_now = self.requests(stop.exception is not None)
+        if save_now:
+            self.save()
+        bar.update()  # after saving: it fails where the terminal is lost
+        if stop_now:
+            bar.close()
+            if isinstance(stop.exception, SystemExit):  # which shows no text
+                self.say(STOPPED)
+            raise stop.exception or KeyboardInterrupt(STOPPED)
 
     def begin(self) -> None:
         """Write the first checkpoint, or make up for what a killed run left undone."""
@@ -217,11 +230,11 @@ class Solver(Resumable):
             for group in optimizer.param_groups:
                 group["lr"] = settings["learning_rate"] * factor
 
-    def guarded_step(self, lr: Tensor, hr: Tensor) -> Losses:
+    def guarded_step(self, lr: Tensor, hr: Tensor, step: Callable | None = None) -> Losses:
         """`training_step` in the chosen precision, with a way out where memory ends."""
         try:
             with self.precision.autocast():
-                return self.training_step(lr, hr)
+                return (step or self.training_step)(lr, hr)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -244,6 +257,21 @@ class Solver(Resumable):
     def record(self, losses: Losses) -> None:
         """Count the step and add its losses; every `log_every` steps, a row of means."""
         self.step, self.batch = self.step + 1, self.batch + 1
+        self.add(losses)
+        if self.step % self.settings["log_every"] == 0 or self.batch == len(self.loader):
+            before = self.history["train"][-1]["step"] if self.history["train"] else 0
+            row = self.means(self.step - before)
+            rate = self.optimizers["generator"].param_groups[0]["lr"]
+            epoch, seconds = self.epoch + self.batch / len(self.loader), round(self.seconds, 3)
+            self.log("train", epoch=epoch, seconds=seconds, learning_rate=rate, **row)
+            for cause, message in diagnose(self.history["train"]).items():
+                if cause not in self.told:
+                    self.told.add(cause)
+                    self.say(f"warning: {message}")
+            self.show()
+
+    def add(self, losses: Losses) -> None:
+        """Add a step's losses to the sums, and its time."""
         values = {name: value.detach().float() for name, value in losses.items()}
         self.sums = {name: self.sums.get(name, 0) + value for name, value in values.items()}
         # Noted on the device and read with the next row: reading it here would synchronise a GPU.
@@ -251,27 +279,16 @@ class Solver(Resumable):
         self.first_bad_step = torch.where(good, self.first_bad_step, self.step)
         now = time.monotonic()
         self.seconds, self.clock = self.seconds + now - self.clock, now
-        if self.step % self.settings["log_every"] == 0 or self.batch == len(self.loader):
-            self.log_means()
 
-    def log_means(self) -> None:
-        """Close the interval: a row of the history, and what the diagnostics say of it."""
-        count = self.step - (self.history["train"][-1]["step"] if self.history["train"] else 0)
+    def means(self, count: int) -> dict[str, float]:
+        """The means of the losses of the last `count` steps; the sums start again."""
         sums = self.processes.mean(self.sums)
         # One transfer for all of them: the only time that the program waits for a GPU.
         values = torch.stack(list(sums.values())).tolist()
         if not all(map(math.isfinite, values)):
             self.check_finite()
-        row = {name: value / count for name, value in zip(sums, values, strict=True)}
         self.sums = {}
-        epoch = self.epoch + self.batch / len(self.loader)
-        rate = self.optimizers["generator"].param_groups[0]["lr"]
-        self.log("train", epoch=epoch, seconds=round(self.seconds, 3), learning_rate=rate, **row)
-        for cause, message in diagnose(self.history["train"]).items():
-            if cause not in self.told:
-                self.told.add(cause)
-                self.say(f"warning: {message}")
-        self.show()
+        return {name: value / count for name, value in zip(sums, values, strict=True)}
 
     def log(self, kind: str, **row: float) -> None:
         """Add a row to the history and to the log."""
@@ -286,12 +303,11 @@ class Solver(Resumable):
         due = time.monotonic() - self.saved > 60 * self.settings["checkpoint_minutes"]
         return self.processes.any(stop or due, stop)
 
-    def progress_bar(self, num_epochs: int) -> tqdm:
-        """A bar over all steps, with the time left; none where nothing is left to do."""
-        steps = len(self.loader)
+    def bar(self, total: int, done: int, title: str) -> tqdm:
+        """A bar over steps, with the time left; none where nothing is left to do."""
         return progress_bar(
-            total=num_epochs * steps, initial=self.epoch * steps + self.batch, unit="step",
-            mininterval=2, disable=not self.is_main or self.epoch >= num_epochs,
+            desc=title, total=total, initial=done, unit="step", mininterval=2,
+            disable=not self.is_main or done >= total,
         )  # fmt: skip
 
     def say(self, text: str) -> None:
@@ -359,14 +375,10 @@ class GANSolver(Solver):
         self.content_loss = make_content_loss(*[self.settings[n] for n in names], self.device)
 
     def training_step(self, lr: Tensor, hr: Tensor) -> Losses:
-        discriminator = self.networks["discriminator"]
-        sr = self.networks["generator"](lr)
+        settings, sr = self.settings, self.networks["generator"](lr)
 
-        # Discriminator: real images are real, generated ones are not. Two forwards, so that batch
-        # norm takes the statistics of each kind; `detach`, so that the generator gets no gradient.
-        real, generated = discriminator(hr), discriminator(sr.detach())
-        discriminator_loss = bce(real, 1.0) + bce(generated, 0.0)
-        self.update("discriminator", discriminator_loss)
+        # `detach`, so that the generator gets no gradient from the discriminator's loss.
+        discriminator_losses = self.discriminator_step(sr.detach(), hr)
 
         # Generator: fool the discriminator, keep the content. The discriminator has changed, so it
         # runs again. Its own weights need no gradient here, nor the exchange between processes.
@@ -374,20 +386,63 @@ class GANSolver(Solver):
         adversarial_loss = bce(discriminator(sr), 1.0)  # -log D(G(LR)), equation 6
         discriminator.requires_grad_(True)
         content_loss = self.content_loss(sr, hr)  # equation 4 or 5
-        content = self.settings["content_weight"] * content_loss
-        adversarial = self.settings["adversarial_weight"] * adversarial_loss
+        content = settings["content_weight"] * content_loss
+        adversarial = settings["adversarial_weight"] * adversarial_loss
         perceptual_loss = content + adversarial  # equation 3
-        self.update("generator", perceptual_loss)
+        added, total = {}, perceptual_loss
+        if settings["grid_weight"]:
+            added["grid_loss"] = grid_loss(sr, hr)
+            total = total + settings["grid_weight"] * added["grid_loss"]
+        if settings["lr_consistency_weight"]:
+            added["lr_consistency_loss"] = lr_consistency_loss(sr, lr)
+            total = total + settings["lr_consistency_weight"] * added["lr_consistency_loss"]
+        self.update("generator", total)
 
         return {
             "perceptual_loss": perceptual_loss,
             "content_loss": content_loss,
             "adversarial_loss": adversarial_loss,
+            **added,
+            **discriminator_losses,
+            "content_to_adversarial": content.detach() / adversarial.detach().clamp_min(1e-12),
+        }
+
+    def discriminator_step(self, sr: Tensor, hr: Tensor) -> Losses:
+        """Teach the discriminator that real images are real and generated ones are not."""
+        discriminator = self.networks["discriminator"]
+        # Two forwards, so that batch norm takes the statistics of each kind.
+        real, generated = discriminator(hr), discriminator(sr)
+        discriminator_loss = bce(real, 1.0) + bce(generated, 0.0)
+        self.update("discriminator", discriminator_loss)
+        return {
             "discriminator_loss": discriminator_loss,
             "d_real": real.sigmoid().mean(),  # D(HR)
             "d_generated": generated.sigmoid().mean(),  # D(G(LR))
-            "content_to_adversarial": content.detach() / adversarial.detach().clamp_min(1e-12),
         }
+
+    def warm_up(self, stop: Any) -> None:
+        """Train the discriminator alone for `discriminator_warmup_steps`; the generator stays."""
+        total, rows = self.settings["discriminator_warmup_steps"], self.history["warmup"]
+        batches = chain.from_iterable(map(self.loader.epoch, count()))
+        self.clock = time.monotonic()
+        with self.bar(total, self.warmup_step, f"{self.folder.name}: discriminator alone") as bar:
+            for lr, hr in islice(batches, self.warmup_step, total):
+                losses = self.guarded_step(lr, hr, self.warm_up_step)
+                self.warmup_step += 1
+                self.add(losses)
+                if self.warmup_step % self.settings["log_every"] == 0 or self.warmup_step == total:
+                    before = rows[-1]["warmup_step"] if rows else 0
+                    row = self.means(self.warmup_step - before)
+                    self.log("warmup", warmup_step=self.warmup_step, **row)
+                self.save_or_stop(stop, bar)
+                if self.warmup_step == total:
+                    self.save()
+
+    def warm_up_step(self, lr: Tensor, hr: Tensor) -> Losses:
+        """`discriminator_step` on what the generator makes before its own first step."""
+        with torch.no_grad():
+            sr = self.ema(lr)  # equal to the generator, whose statistics would move with use
+        return self.discriminator_step(sr, hr)
 
 
 def build_solver(

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import correlate
+from skimage import data
 
 import losses
+from imresize import imresize
 from models import VGGFeatures
 from tools import vgg_weights
 
@@ -48,6 +50,49 @@ def test_losses_of_half_precision_are_summed_in_float32():
     assert torch.equal(losses.mse(sr, hr), losses.mse(sr.float(), hr.float()))
     logits = torch.linspace(-3, 3, 7).half()
     assert torch.equal(losses.bce(logits, 1.0), losses.bce(logits.float(), 1.0))
+
+
+# --- this project's additions ---------------------------------------------------------------------
+
+
+def test_grid_loss_is_its_definition_in_plain_loops():
+    sr, hr = two_images(16).double()
+    squares = []
+    for patch in (sr - hr).numpy():
+        for colour in patch:
+            means = [colour[row::4, column::4].mean() for row in range(4) for column in range(4)]
+            squares += [(mean - np.mean(means)) ** 2 for mean in means]
+    assert losses.grid_loss(sr, hr).item() == pytest.approx(np.mean(squares), rel=1e-5)
+
+
+def test_grid_loss_sees_a_fixed_pattern_and_neither_brightness_nor_texture():
+    hr = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    pattern = torch.zeros(4, 4)
+    pattern[1, 2] = 0.1
+    assert losses.grid_loss(hr + pattern.repeat(24, 24), hr) > 5e-4
+    assert losses.grid_loss(hr + 0.1, hr) < 1e-12
+    texture = 0.1 * torch.rand(hr.shape, generator=torch.Generator().manual_seed(1))
+    assert losses.grid_loss(hr + texture, hr) < 1e-5
+
+
+def test_lr_consistency_loss_is_its_definition():
+    random = np.random.default_rng(0)
+    sr, lr = random.random((32, 48, 3), np.float32), random.random((8, 12, 3), np.float32)
+    reduced = imresize(sr.astype(np.float64), 1 / 4)
+    expected = np.mean((reduced - lr)[2:-2, 2:-2] ** 2)
+    tensors = [torch.from_numpy(image).permute(2, 0, 1)[None] for image in (sr, lr)]
+    assert losses.lr_consistency_loss(*tensors).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_patch_of_hr_is_consistent_with_its_lr_patch_up_to_rounding():
+    hr = data.astronaut()
+    lr = imresize(hr, 1 / 4)
+    patches = hr[96:192, 200:296], lr[24:48, 50:74]
+    hr, lr = (torch.from_numpy(patch / 255).permute(2, 0, 1)[None] for patch in patches)
+    assert (
+        losses.lr_consistency_loss(hr, lr) < 1.1 * 2 / 12 / 255**2
+    )  # rounded after each dimension
+    assert losses.lr_consistency_loss(hr + 0.02, lr) > 3e-4
 
 
 # --- content losses -------------------------------------------------------------------------------

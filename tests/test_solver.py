@@ -38,6 +38,7 @@ from training import (
 import solver as solver_module
 import utils
 from datasets import PairDataset
+from losses import grid_loss, lr_consistency_loss
 from metrics import evaluate, mean
 from models import Discriminator, SRResNet, load_generator
 from presets import RUN, get_settings
@@ -796,7 +797,7 @@ def test_history_rows_are_means_and_the_log_is_the_history(images, tmp_path):
     assert [row["content_loss"] for row in rows] == pytest.approx(means, rel=1e-5)
     valid = [(row["step"], row["epoch"]) for row in solver.history["valid"]]
     assert valid == [(4, 1), (8, 2), (12, 3)]
-    for kind in ("train", "valid"):
+    for kind in solver.history:
         assert checkpoints.read_log(tmp_path / "run", kind) == solver.history[kind]
 
 
@@ -1098,6 +1099,71 @@ def test_the_gan_step_is_that_of_the_paper_written_out(images, tmp_path):
         for key, value in network.state_dict().items():
             # Losses are float32: what follows is within a hundredth of Adam's step.
             torch.testing.assert_close(weights[key], value, rtol=0, atol=1e-6)
+
+
+def test_the_additions_to_the_loss_are_raw_in_the_history_and_move_the_generator(images, tmp_path):
+    settings = dict(epochs=1, content_weight=0.0, adversarial_weight=0.0, patches=1, crop=32)
+    weights = dict(grid_weight=2.0, lr_consistency_weight=3.0)
+    solver = make("gan", images, tmp_path / "run", **settings, **weights)
+    lr, hr = next(solver.loader.epoch(0))
+    generator = deepcopy(solver.generator)
+    sr = generator(lr)
+    expected = {"grid_loss": grid_loss(sr, hr), "lr_consistency_loss": lr_consistency_loss(sr, lr)}
+    (2.0 * expected["grid_loss"] + 3.0 * expected["lr_consistency_loss"]).backward()
+    solver.fit()
+    (row,) = solver.history["train"]
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(value.item(), rel=1e-5)
+    for trained, wanted in zip(solver.generator.parameters(), generator.parameters(), strict=True):
+        assert torch.allclose(trained.grad, wanted.grad, atol=1e-7)
+    without = make("gan", images, tmp_path / "without", **settings)
+    without.fit()
+    assert not without.history["train"][0].keys() & expected.keys()
+
+
+WARM_UP = dict(discriminator_warmup_steps=7, epochs=1)  # an epoch has four batches
+
+
+def test_the_warm_up_trains_the_discriminator_alone(images, tmp_path):
+    solver = make("gan", images, tmp_path / "run", **WARM_UP)
+    before = {name: deepcopy(network) for name, network in solver.unwrapped.items()}
+
+    seen, step = [], solver.training_step
+
+    def look_and_train(lr, hr):
+        seen.append({name: same_weights(solver.unwrapped[name], before[name]) for name in before})
+        return step(lr, hr)
+
+    solver.training_step = look_and_train
+    solver.fit()
+    assert seen[0] == {"generator": True, "discriminator": False}
+    rows = solver.history["warmup"]
+    assert [(row["step"], row["warmup_step"]) for row in rows] == [(0, 3), (0, 6), (0, 7)]
+    assert rows[0].keys() == {"step", "warmup_step", "discriminator_loss", "d_real", "d_generated"}
+    assert [row["step"] for row in solver.history["train"]] == [3, 4]
+    assert checkpoints.read_log(tmp_path / "run", "warmup") == rows
+
+
+@pytest.mark.parametrize("after", [1, 5, 7, 9])
+@POSIX
+def test_stopped_in_the_warm_up_and_resumed_is_bit_identical(after, images, tmp_path):
+    make("gan", images, tmp_path / "whole", **WARM_UP).fit()
+    solver = make("gan", images, tmp_path / "run", **WARM_UP)
+    step, done = solver.discriminator_step, itertools.count(1)
+
+    def counted(sr, hr):
+        if next(done) == after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(sr, hr)
+
+    solver.discriminator_step = counted
+    with pytest.raises(KeyboardInterrupt):
+        solver.fit()
+    assert solver.warmup_step + solver.step == after
+    again = make("gan", images, tmp_path / "run", seed=9, **WARM_UP)
+    again.resume()
+    again.fit()
+    assert_same(tmp_path / "run", tmp_path / "whole")
 
 
 def test_frozen_layers_stay_and_the_others_move(images, tmp_path):

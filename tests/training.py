@@ -21,17 +21,18 @@ SETTINGS = dict(batch_size=4, epochs=3, learning_rate=1e-3, log_every=3, schedul
 
 def make(
     stage, images, folder, *, kind=None, generator=None, seed=0, blocks=1, patches=4, valid=False,
-    **settings,
+    crop=16, **settings,
 ):  # fmt: skip
     """A new solver, as a notebook's cell builds it each time it is run.
 
     Args:
         stage: "pretrain" or "gan". images: a list of images.
         kind: a subclass to use in place of the stage's own. generator: in place of a new SRResNet.
-        patches: of each image; four images give as many batches an epoch. settings: of the stage.
+        patches: of each image; four images give as many batches an epoch. crop: HR pixels of one.
+        settings: of the stage.
     """
     dataset = PatchDataset(
-        images, crop_size=16, patches_per_image=patches, cache=images.parent / "cache"
+        images, crop_size=crop, patches_per_image=patches, cache=images.parent / "cache"
     )
     seed_everything(seed)
     networks = {"generator": generator or SRResNet(blocks, 4)}

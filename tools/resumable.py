@@ -136,8 +136,8 @@ class Resumable:
         tensors["history"] = torch.frombuffer(bytearray(history), dtype=torch.uint8)
         facts = dict(
             epoch=self.epoch, batch=self.batch, batches_per_epoch=len(self.loader), step=self.step,
-            seconds=self.seconds, scaler=self.precision.scaler.state_dict(),
-            identity=self.identity(), versions=self.versions(),
+            warmup_step=self.warmup_step, seconds=self.seconds, identity=self.identity(),
+            versions=self.versions(), scaler=self.precision.scaler.state_dict(),
         )  # fmt: skip
         return tensors, facts
 
@@ -152,7 +152,8 @@ class Resumable:
         self.sums = {name: value.to(self.device) for name, value in sums.items()}
         if facts["scaler"]:
             self.precision.scaler.load_state_dict(facts["scaler"])
-        self.epoch, self.step, self.seconds = facts["epoch"], facts["step"], facts["seconds"]
+        for name in ("epoch", "step", "warmup_step", "seconds"):
+            setattr(self, name, facts[name])
         # With another batch size or list (`allow_changes`): after the same part of the epoch.
         self.batch = facts["batch"] * len(self.loader) // facts["batches_per_epoch"]
         self.history = json.loads(tensors["history"].numpy().tobytes())

@@ -21,6 +21,7 @@ from utils import write_rows
 
 NOT_COMPARED = {"about", "folder", "results", "test_lists", "stages"}  # change no training
 SETTINGS = "train.ipynb writes settings.json again"
+KINDS = ("train", "valid", "warmup")  # of rows
 Histories = dict[tuple[str, str], dict[str, Any]]
 
 
@@ -47,7 +48,7 @@ def read_runs(folder: str | Path = "checkpoints") -> tuple[Histories, list[str]]
         for stage in dict.fromkeys([*settings["stages"], *logged]):
             log, known = run / stage / "log.jsonl", settings["stages"].get(stage, {})
             try:
-                history = {kind: read_log(log.parent, kind) for kind in ("train", "valid")}
+                history = {kind: read_log(log.parent, kind) for kind in KINDS}
                 if not history["train"]:
                     problems.append(f"{run}, {stage}: nothing logged yet; train.ipynb trains it")
                     continue
@@ -57,7 +58,7 @@ def read_runs(folder: str | Path = "checkpoints") -> tuple[Histories, list[str]]
                 repair = "train.ipynb writes it again from the checkpoint"
                 problems.append(f"{log}: damaged ({error!r}); {repair}")
                 continue
-            if lost := len(lines) - len(history["train"]) - len(history["valid"]):
+            if lost := len(lines) - sum(len(history[kind]) for kind in KINDS):
                 problems.append(f"{log}: {lost} damaged lines are left out")
             if history["train"][-1]["epoch"] < known.get("epochs", 0):
                 epochs = history["results"]["epochs"]
