@@ -22,13 +22,10 @@ STAGE = dict(patches_per_image=2, crop_size=32, batch_size=2, log_every=1)
 def project(tmp_path):
     """A copy of the project, with settings.json of a run of two steps a stage on two images."""
     folder = tmp_path / "project"
-    for name in list_files(ROOT):
+    for name in (".gitignore", "checkpoints/.gitignore", "data/.gitignore", *list_files(ROOT)):
         if not name.startswith("results/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    shutil.copy(ROOT / ".gitignore", folder)
-    (folder / "data").mkdir()
-    (folder / "data/.gitignore").write_text("*")
     images = make_images(folder / "data", count=2, height=96, width=96).as_posix()
     adversarial = dict(**STAGE, content_loss="mse", content_weight=1.0, keep_every=1)
     settings = dict(
