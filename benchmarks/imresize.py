@@ -13,6 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before NumPy and PyTorch read it
 
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def torchvision_method():
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2.functional import resize
     except (ImportError, RuntimeError):  # RuntimeError: built for another PyTorch
-        name = "torch interpolate, antialias (what torchvision calls)"
+        name = "torchvision's call, antialias"
 
         def call(x, size):
             return torch.nn.functional.interpolate(x, size=size, mode="bicubic", antialias=True)
@@ -117,7 +118,11 @@ def pairs(hr_folder, lr_folder, suffix):
 
 
 def exactness():
-    """Print the share of values equal to MATLAB's and the largest difference, by set and method."""
+    """Print the share of values equal to MATLAB's and the largest difference, by set and method.
+
+    Returns {method: share of the values of all sets, in percent}, empty without the sets.
+    """
+    equal, total = Counter(), 0
     print("\nValues equal to those of MATLAB's files (largest difference), 1/4")
     for name, hr_folder, lr_folder, suffix, padding in SETS:
         found = list(pairs(hr_folder, lr_folder, suffix))
@@ -125,6 +130,7 @@ def exactness():
             print(f"\n{name}: not in data/")
             continue
         values = sum(lr.size for _, lr in found)
+        total += values
         print(f"\n{name}: {len(found)} images, {values:,} values, {padding} border")
         for index, (method, prepare, call, finish) in enumerate(methods()):
             options = {"padding": padding} if index == 0 else {}
@@ -135,7 +141,9 @@ def exactness():
                 differing += np.count_nonzero(difference)
                 largest = max(largest, difference.max())
             share = 100 * (1 - differing / values)
+            equal[method] += values - differing
             print(f"  {method:<54}{share:8.3f} %  ({largest}); {differing:,} differ")
+    return {method: 100 * count / total for method, count in equal.items()}
 
 
 def times(calls):
@@ -160,15 +168,19 @@ def one_by_one(call, inputs, size):
     return lambda: [call(x, size) for x in inputs]
 
 
-def speed():
-    """Print how many megapixels a second each method reduces, and ours beside it."""
+def speed(equal):
+    """Print how many megapixels a second each method reduces, and ours beside it.
+
+    equal: see `exactness`; it stands beside the speed.
+    """
     rng = np.random.default_rng(0)
     found = methods()
     height, width = 1356, 2040
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     size = (height // 4, width // 4)
     calls = [one_by_one(call, [prepare(image)], size) for _, prepare, call, _ in found]
-    report(f"resizing {width} x {height} to 1/4, one thread", found, image.size / 3e6, calls)
+    title = f"resizing {width} x {height} to 1/4, one thread"
+    report(title, found, image.size / 3e6, calls, equal)
     crops = [rng.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(64)]
     batch = torch.cat([as_tensor(crop) for crop in crops]).contiguous()
     # The first two methods take a batch, the others one image at a time.
@@ -176,12 +188,16 @@ def speed():
     for _, prepare, call, _ in found[2:]:
         calls.append(one_by_one(call, [prepare(crop) for crop in crops], (24, 24)))
     title = "resizing 64 crops of 96 x 96 to 1/4, one thread"
-    report(title, found, batch.numel() / 3e6, calls)
+    report(title, found, batch.numel() / 3e6, calls, equal)
 
 
-def report(title, found, megapixels, calls):
+def report(title, found, megapixels, calls, equal):
     speeds = [[megapixels / taken for taken in of_way] for of_way in times(calls)]
-    others = {name: of_way for (name, *_), of_way in zip(found[1:], speeds[1:], strict=True)}
+    names = [
+        f"{name}: {equal[name]:.1f} % equal to MATLAB's" if name in equal else name
+        for name, *_ in found
+    ]
+    others = dict(zip(names[1:], speeds[1:], strict=True))
     compare(title, "megapixels/s", speeds[0], others)
 
 
@@ -189,5 +205,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     cpu = torch.backends.cpu.get_cpu_capability()
     print(f"one thread, PyTorch {torch.__version__}, {cpu}; {ROUNDS} rounds")
-    speed()
-    exactness()
+    speed(exactness())
