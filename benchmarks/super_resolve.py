@@ -1,4 +1,4 @@
-"""Memory for a 24-megapixel image, and what tiles cost in time.
+"""Memory for a 24-megapixel image, what tiles cost in time, and speed beside the bare network.
 
     python benchmarks/super_resolve.py [checkpoints/.../srresnet.safetensors]
 
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -54,6 +55,49 @@ super_resolve_file(generator, source, target, tile=tile)
 print(before / 1e6, (peak - before) / 1e6, time.perf_counter() - start)
 """
 
+SPEED = """
+import sys, time
+import torch
+from benchmarks.super_resolve import real_image, whole
+from models import SRResNet, load_generator
+from super_resolve import super_resolve
+from tools.acceleration import speed_up
+
+weights, way, *size = sys.argv[1:]
+generator = load_generator(weights) if weights else SRResNet(init="interpolator").eval()
+generator, image = speed_up(generator, "cpu"), real_image(*map(int, size))
+ways = {
+    "bare": lambda: whole(generator, image),
+    "exact": lambda: super_resolve(generator, image, progress=False),
+    "fast": lambda: super_resolve(generator, image, progress=False, fast=True),
+}
+for line in sys.stdin:  # one for each run
+    start = time.perf_counter()
+    ways[way]()
+    print(time.perf_counter() - start, flush=True)
+"""
+
+
+def speed(weights, height, width, runs):
+    """{way: seconds of each run}; the ways take turns, each in a process of its own.
+
+    In one process the bare network would profit from what `super_resolve` does for the memory.
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    command = [sys.executable, "-c", SPEED, weights]
+    processes = {
+        way: subprocess.Popen([*command, way, str(height), str(width)], **pipes)
+        for way in ("bare", "exact", "fast")
+    }
+    seconds = {way: [] for way in processes}
+    for _ in range(1 + runs):
+        for way, process in processes.items():
+            print(file=process.stdin, flush=True)
+            seconds[way].append(float(process.stdout.readline()))
+    for process in processes.values():
+        process.communicate()
+    return {way: values[1:] for way, values in seconds.items()}  # without the first, the warm-up
+
 
 def memory(source, folder, num_blocks, num_channels, tile):
     """(framework, beyond it) in MB, and seconds, of a process that enlarges the file `source`."""
@@ -87,6 +131,14 @@ def main():
     else:
         paper = speed_up(SRResNet(init="interpolator"), "cpu").eval()
     print(f"tiles of {TILE} x {TILE} LR pixels, {torch.get_num_threads()} threads")
+
+    print("\nSpeed beside the bare network in float32, median of paired runs:")
+    for height, width, runs in [(192, 256, 5), (866, 866, 3)]:
+        seconds = speed(sys.argv[1] if len(sys.argv) > 1 else "", height, width, runs)
+        for way, values in seconds.items():
+            pairs = zip(seconds["bare"], values, strict=True)
+            ratio = median(bare / value for bare, value in pairs)
+            print(f"{height} x {width}, {way:>5}: {median(values):6.2f} s, {ratio:.2f}", flush=True)
 
     print("\nMemory for a 24-megapixel file, 384 megapixels enlarged, in MB:")
     print("framework, beyond it (at most 1500); seconds")

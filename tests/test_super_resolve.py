@@ -249,6 +249,18 @@ def test_progress_ends_at_all_of_it_even_if_tiles_are_done_again(tiny, monkeypat
     assert bars[0] == (400 * 480, 400 * 480)
 
 
+@pytest.mark.parametrize(("network", "calls"), [("tiny", 1), (None, 0)])
+def test_a_network_on_the_cpu_reuses_memory(network, calls, tiny, monkeypatch):
+    """Before it computes. Bicubic interpolation has no large blocks that come again."""
+    seen, extract = [], module.extract_features
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: seen.append("kept"))
+    monkeypatch.setattr(
+        module, "extract_features", lambda *x: seen.append("computed") or extract(*x)
+    )
+    super_resolve(network and tiny, photo(9, 9), progress=False)
+    assert seen == calls * ["kept", "computed"]
+
+
 def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny, monkeypatch):
     def broken(generator, lr):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

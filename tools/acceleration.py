@@ -164,10 +164,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory instead of returning it to the system. Call before training.
+    """Let glibc keep freed memory instead of returning it to the system, in the whole process.
 
-    A training step on the CPU allocates the same large blocks again and again. glibc maps each one
-    newly, and the kernel fills it with zeros: up to 5 times slower. Does nothing without glibc.
+    Call before computing on the CPU. Each training step, and each tile of an image, allocates the
+    same large blocks again. glibc maps each one newly, and the kernel fills it with zeros: up to 5
+    times slower. Does nothing without glibc.
     """
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
     try:
