@@ -22,7 +22,7 @@ from tools.image_files import no_such
 from tools.pixel_store import open_store  # decoding that survives interruptions
 from utils import SCALE, read_image
 
-MAKE_LISTS = "make the lists again: python create_data_lists.py"
+MAKE_LISTS = "make the lists (again): python create_data_lists.py"
 SPARE_GPU_MEMORY = 4 * 2**30  # bytes, for networks and activations: enough for the paper's batches
 
 
@@ -46,7 +46,9 @@ def read_list(list_file: str | Path) -> list[Pair]:
     """
     make_lists = _make_lists(list_file)
     if not Path(list_file).is_file():
-        raise FileNotFoundError(f"{no_such('list', list_file)}; {make_lists}")
+        fetch = " (first, for the official sets, with --download)"
+        fetch = "" if make_lists.endswith("--embedded") else fetch
+        raise FileNotFoundError(f"{no_such('list', list_file)}; {make_lists}{fetch}")
     # -sig: spreadsheets put a byte order mark in front
     with open(list_file, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)

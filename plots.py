@@ -123,7 +123,9 @@ def plot_history(history: dict[str, list[dict]], title: str = "") -> Figure:
     panels = [name for name, columns in PANELS.items() if present.intersection(columns)]
     figure, all_axes = _panels(panels, title)
     for name, axes in zip(panels, all_axes, strict=True):
-        if LOGARITHMIC.intersection(PANELS[name]):
+        values = [row[column] for row in rows for column in PANELS[name] if column in row]
+        wide = min(values) > 0 and max(values) > 10 * min(values)  # else a log axis lacks ticks
+        if wide and LOGARITHMIC.intersection(PANELS[name]):
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
@@ -190,7 +192,8 @@ def perception_distortion(
     axes.set_ylabel("spectral distance to HR in dB: further down is better")
     if curve:
         axes.plot(*zip(*curve.values(), strict=True), "o-", color="0.6", markersize=4)
-    for label, point in (curve or {}).items():
+    ends = [pair for k, pair in enumerate((curve or {}).items()) if k in (0, len(curve) - 1)]
+    for label, point in ends:  # those between may lie close together
         left = dict(xytext=(-6, -2), textcoords="offset points", ha="right", fontsize=7)
         axes.annotate(label, point, **left)
     for k, (label, point) in enumerate(points.items()):  # in a legend: labels would overlap
@@ -250,7 +253,7 @@ class LiveView:
         if not first and solver.batch > 0 and rows < 1.02 * self.rows_drawn:
             return  # so few new points are not seen, and drawing them may take longer than steps
         self.rows_drawn = rows
-        title = f"{solver.folder.name}: epoch {solver.epoch}, step {solver.step:,}"
+        title = f"{solver.folder.name}: {solver.epoch} epochs done, step {solver.step:,}"
         self._show("curves", as_png(plot_history(solver.history, title)))
         if first or (solver.batch == 0 and solver.step != self.step_drawn):  # an epoch has ended
             self.step_drawn = solver.step

@@ -38,8 +38,8 @@ from tools.image_files import pil_to_array
 from tools.pictures import read_picture, write_picture
 from utils import SCALE, atomic_path, pick_device, progress_bar, read_image, to_tensor, write_image
 
-TILE, SMALLEST_TILE = 800, 16  # LR pixels a side; the residual blocks take 0.8 GB for 800
-ENLARGE_TILE = 192  # LR pixels a side, in the second half; takes 0.5 GB
+TILE, SMALLEST_TILE = 400, 16  # LR pixels a side; the residual blocks take 0.25 GB for 400
+ENLARGE_TILE = 128  # LR pixels a side, in the second half; takes 0.3 GB
 BICUBIC_RADIUS = 4  # LR pixels: enlarging has 2, back-projection also reduces: 2 more
 # PyTorch convolves small images (3 x 3 kernels, up to 20,480 input values) with another library,
 # which sums in another order. So tiles are padded to more input values than that.
@@ -199,7 +199,11 @@ def _strips(
     if not isinstance(tile, int) or tile < 1:
         raise ValueError(f"tile is a whole number of at least 1, not {tile!r}")
     bar = progress_bar(
-        total=SCALE**2 * height * width, unit="px", unit_scale=True, disable=not progress
+        total=SCALE**2 * height * width,
+        unit="px",
+        unit_scale=True,
+        leave=False,
+        disable=not progress,
     )
     with bar:
         for strip in _cut(_whole(image), tile, width):

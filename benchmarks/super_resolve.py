@@ -51,7 +51,7 @@ def watch():
 
 threading.Thread(target=watch, daemon=True).start()
 start = time.perf_counter()
-super_resolve_file(generator, source, target, tile=tile)
+super_resolve_file(generator, source, target, tile=tile, progress=False)
 print(before / 1e6, (peak - before) / 1e6, time.perf_counter() - start)
 """
 

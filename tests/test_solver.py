@@ -847,7 +847,7 @@ def test_the_bar_runs_over_all_steps_of_a_stage(images, tmp_path, capsys):
     again.resume()
     again.fit()
     text = capsys.readouterr().out
-    assert "1 epochs and 2 batches are done" in text
+    assert "after epoch 1 and 2 batches." in text
     assert "run: epoch 3/3" in text and " 6/12 " in text and " 12/12 " in text
     again.fit()
     assert capsys.readouterr().out == ""
@@ -1275,7 +1275,7 @@ def test_a_run_that_is_done_is_resumed_and_trains_nothing(images, tmp_path, monk
     train(settings)
     assert files == {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
     text = capsys.readouterr().out
-    assert text.count("2 epochs and 0 batches are done") == 3 and "PSNR" not in text
+    assert text.count("after epoch 2.") == 3 and "PSNR" not in text
 
 
 def test_the_command_line_names_what_is_wrong_and_allows_changes(

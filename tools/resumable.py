@@ -103,8 +103,8 @@ class Resumable:
                 f"{path} is of other networks ({error}): choose another run or folder"
             ) from error
         self.last_checkpoint, self.own_files = path, there
-        done = f"{self.epoch} epochs and {self.batch} batches are done"
-        self.say(f"Resumed from {path.name}: {done}.")
+        part = f" and {self.batch} batches" if self.batch else ""
+        self.say(f"Resumed from {path.name}, after epoch {self.epoch}{part}.")
         then, now = facts["versions"], self.versions()
         if then != now:
             self.say(f"It may not be bit-identical: {then} then, {now} now.")
