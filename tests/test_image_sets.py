@@ -257,7 +257,8 @@ def test_of_a_folder_with_2000_odd_names_every_file_is_in_the_list_or_in_the_rep
     printed = capsys.readouterr().out
     assert printed.count("odd: skipped: ") == 20
     assert f"odd: ... and {len(report) - 20} more, see data/lists/odd.report.txt" in printed
-    assert printed.replace("\n", "").isprintable()
+    after_the_bar = printed[printed.index("odd: skipped: ") :]
+    assert after_the_bar.replace("\n", "").isprintable()
     names = os.linesep.join(report)
     assert r"caf\udce9 " in names and "its path is not UTF-8" in names
     assert row["images"] == len(os.listdir("data/odd_LR_bicubic/X4"))
