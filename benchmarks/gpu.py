@@ -27,10 +27,10 @@ sys.path.insert(0, str(ROOT))
 from train import seconds, step, synchronize  # noqa: E402
 
 import presets  # noqa: E402
-from data import made_list  # noqa: E402
+from data import made_list, random_vgg  # noqa: E402
 from datasets import PatchDataset  # noqa: E402
 from losses import mse  # noqa: E402
-from models import VGG_COUNTS, VGG_WIDTHS, Discriminator, SRResNet  # noqa: E402
+from models import Discriminator, SRResNet  # noqa: E402
 from solver import GANSolver, PretrainSolver  # noqa: E402
 from tools.acceleration import can_compile, fastest_precision, speed_up  # noqa: E402
 from utils import atomic_path, device_name, pick_device  # noqa: E402
@@ -53,16 +53,7 @@ class Bench:
             made_list(folder, count, side, side),
             crop_size=32 if small else 96, cache=f"{folder}/cache",
         )  # fmt: skip
-        # Random weights: as fast as the right ones, and there without a network.
-        self.vgg, weights, index, previous = f"{folder}/vgg19.pth", {}, 0, 3
-        for width, count in zip(VGG_WIDTHS, VGG_COUNTS[19], strict=True):
-            for _ in range(count):
-                size = (2 / (9 * previous)) ** 0.5  # features stay as large as the image
-                weights[f"features.{index}.weight"] = size * torch.randn(width, previous, 3, 3)
-                weights[f"features.{index}.bias"] = torch.zeros(width)
-                previous, index = width, index + 2  # a ReLU follows
-            index += 1  # pooling
-        torch.save(weights, self.vgg)
+        self.vgg = random_vgg(19, f"{folder}/vgg19.pth")
 
     def solver(self, stage, **changes):
         torch.manual_seed(0)
