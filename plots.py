@@ -21,7 +21,7 @@ from tools.diagnostics import HEALTHY_RATIO
 from utils import SCALE, atomic_path, to_array, write_image
 
 LOW, HIGH = HEALTHY_RATIO
-WIDEST = 900  # pixels: more would be shrunk, or scrolled, in a notebook of 1000 pixels
+WIDEST = 800  # pixels: more would be shrunk, or scrolled, in a notebook of 1000 pixels
 GAP, LINE = 8, 18  # pixels: beside an image and below its label; each line of the label
 PANELS = {  # of `plot_history`; title: columns of the history
     "losses of the generator, raw": ["content_loss", "adversarial_loss", "perceptual_loss"],
@@ -47,7 +47,7 @@ def compare(images: dict[str, np.ndarray], box: tuple | None = None, zoom: int =
     """Images side by side below their labels, pixel by pixel: matplotlib would resample them.
 
     images: {label: uint8 (H, W, 3)}, all of one size. box: the part to show, (left, top, width,
-    height) in pixels. zoom: the side of a shown pixel. As many in a row as fit into 900 pixels,
+    height) in pixels. zoom: the side of a shown pixel. As many in a row as fit into 800 pixels,
     at least one. ValueError for other sizes or boxes.
     """
     sizes = {image.shape[:2] for image in images.values()}

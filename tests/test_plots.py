@@ -65,7 +65,7 @@ def test_compare_gives_a_long_label_room(photo):
     assert ink.any() and not ink[:, -plots.GAP :].any() and not ink[-plots.GAP // 2 :].any()
 
 
-def test_compare_wraps_into_rows_of_900_pixels_and_keeps_the_order(photo):
+def test_compare_wraps_into_rows_of_800_pixels_and_keeps_the_order(photo):
     images = {f"{k}": np.full((60, 240, 3), 10 * k, np.uint8) for k in range(5)}
     sheet = np.array(plots.compare(images))
     height = plots.LINE + plots.GAP + 60
