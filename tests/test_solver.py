@@ -869,12 +869,12 @@ def test_two_solvers_with_different_precision_in_one_process(images, tmp_path):
 def compiler(monkeypatch):
     """Where torch.compile has what it needs. It keeps kernels: a second run of a test is faster."""
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no pool of processes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if not acceleration.can_compile(torch.device("cpu")):
             pytest.skip("torch.compile has no compiler here")
-    yield
+    with torch._inductor.config.patch(compile_threads=1):  # no pool of processes
+        yield
     torch._dynamo.reset()
 
 
