@@ -46,8 +46,8 @@ def read_list(list_file: str | Path) -> list[Pair]:
     """
     make_lists = _make_lists(list_file)
     if not Path(list_file).is_file():
-        fetch = " (first, for the official sets, with --download)"
-        fetch = "" if make_lists.endswith("--embedded") else fetch
+        is_embedded = make_lists.endswith("--embedded")
+        fetch = "" if is_embedded else " (first, for the official sets, with --download)"
         raise FileNotFoundError(f"{no_such('list', list_file)}; {make_lists}{fetch}")
     # -sig: spreadsheets put a byte order mark in front
     with open(list_file, newline="", encoding="utf-8-sig") as file:

@@ -146,9 +146,8 @@ def plot_history(history: dict[str, list[dict]], title: str = "") -> Figure:
 def _panels(names, title):
     """A figure 900 pixels wide and its axes, one for each name, two in a row."""
     rows = math.ceil(len(names) / 2)
-    figure = Figure(
-        figsize=(9, 0.4 + 3.2 * rows), layout="constrained"
-    )  # pyplot would keep it open
+    # Not by pyplot, which would keep it open.
+    figure = Figure(figsize=(9, 0.4 + 3.2 * rows), layout="constrained")
     figure.suptitle(title)
     all_axes = [figure.add_subplot(rows, 2, k + 1, xlabel="step") for k in range(len(names))]
     for name, axes in zip(names, all_axes, strict=True):
