@@ -33,6 +33,7 @@ from models import Discriminator, SRResNet, interpolate, load_generator
 from super_resolve import super_resolve
 from tools import checkpoints  # the log
 from tools.acceleration import (
+    GraphedStep,
     MixedPrecision,
     can_compile,
     is_out_of_memory,
@@ -104,7 +105,8 @@ class Solver(Resumable):
         self.ema = copy.deepcopy(networks["generator"]).eval().requires_grad_(False)
         self.ema = speed_up(self.ema, self.device)
         self.networks, self.unwrapped, self.optimizers = {}, {}, {}
-        compiles = self.settings["compile"] and can_compile(self.device)
+        self.graphed = self.settings["compile"] and self.can_graph()
+        compiles = self.settings["compile"] and not self.graphed and can_compile(self.device)
         for name, network in networks.items():
             network = speed_up(network, self.device).train()
             self.optimizers[name] = self.make_optimizer(network)
@@ -114,6 +116,11 @@ class Solver(Resumable):
                 network.compile(dynamic=False)
             self.networks[name], self.unwrapped[name] = self.processes.wrap(network), network
         self.generator = self.unwrapped["generator"]
+        self.averaged = [
+            [value for value in network.state_dict().values() if value.is_floating_point()]
+            for network in (self.ema, self.generator)
+        ]
+        self.step_once = self.graph(self.training_step)
 
         # Progress
         self.epoch = self.batch = self.step = self.warmup_step = 0
@@ -131,7 +138,20 @@ class Solver(Resumable):
         rate, fused = self.settings["learning_rate"], self.device.type != "mps"
         if self.settings["optimizer"] == "muon":
             return Muon(network, lr=rate, fused=fused)
-        return torch.optim.Adam(network.parameters(), lr=rate, fused=fused)
+        if self.graphed:  # a graph reads the rate from the GPU's memory
+            rate = torch.tensor(rate, device=self.device)
+        adam = torch.optim.Adam(network.parameters(), lr=rate, fused=fused, capturable=self.graphed)
+        adam._warned_capturable_if_run_uncaptured = True  # some steps run without the graph
+        return adam
+
+    def can_graph(self) -> bool:
+        """Whether `GraphedStep` applies: one NVIDIA GPU, and nothing read from it in a step."""
+        reads = self.settings["optimizer"] != "adam" or self.precision.scaler.is_enabled()
+        return self.device.type == "cuda" and self.processes.count == 1 and not reads
+
+    def graph(self, step: Callable[[Tensor, Tensor], Losses]) -> Callable:
+        """`step`, launched at once where that is possible."""
+        return GraphedStep(step) if self.graphed else step
 
     # --- what a stage is ---
 
@@ -188,7 +208,7 @@ class Solver(Resumable):
                     self.clock = time.monotonic()
                     for lr, hr in self.loader.epoch(self.epoch, start=self.batch):
                         self.set_learning_rate()
-                        losses = self.guarded_step(lr, hr)
+                        losses = self.guarded_step(lr, hr, self.step_once)
                         self.update_ema()
                         self.record(losses)
                         self.save_or_stop(stop, bar)
@@ -225,16 +245,19 @@ class Solver(Resumable):
         settings, step = self.settings, self.epoch * len(self.loader) + self.batch
         done = min(step / (settings["epochs"] * len(self.loader)), 1)
         warmup = min((step + 1) / (settings["warmup_steps"] + 1), 1)
-        factor = warmup * SCHEDULES[settings["schedule"]](done)
+        self.rate = settings["learning_rate"] * warmup * SCHEDULES[settings["schedule"]](done)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = settings["learning_rate"] * factor
+                if self.graphed:
+                    group["lr"].fill_(self.rate)
+                else:
+                    group["lr"] = self.rate
 
-    def guarded_step(self, lr: Tensor, hr: Tensor, step: Callable | None = None) -> Losses:
-        """`training_step` in the chosen precision, with a way out where memory ends."""
+    def guarded_step(self, lr: Tensor, hr: Tensor, step: Callable) -> Losses:
+        """`step` in the chosen precision, with a way out where memory ends."""
         try:
             with self.precision.autocast():
-                return (step or self.training_step)(lr, hr)
+                return step(lr, hr)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -248,11 +271,7 @@ class Solver(Resumable):
         """Move the average, weights and batch-norm statistics, towards the generator."""
         # Early on a long average would hold the initialisation: it starts short.
         decay = min(self.settings["ema_decay"], (2 + self.step) / (11 + self.step))
-        averages, values = (
-            [value for value in network.state_dict().values() if value.is_floating_point()]
-            for network in (self.ema, self.generator)
-        )
-        torch._foreach_lerp_(averages, values, 1 - decay)
+        torch._foreach_lerp_(*self.averaged, 1 - decay)
 
     def record(self, losses: Losses) -> None:
         """Count the step and add its losses; every `log_every` steps, a row of means."""
@@ -261,9 +280,8 @@ class Solver(Resumable):
         if self.step % self.settings["log_every"] == 0 or self.batch == len(self.loader):
             before = self.history["train"][-1]["step"] if self.history["train"] else 0
             row = self.means(self.step - before)
-            rate = self.optimizers["generator"].param_groups[0]["lr"]
             epoch, seconds = self.epoch + self.batch / len(self.loader), round(self.seconds, 3)
-            self.log("train", epoch=epoch, seconds=seconds, learning_rate=rate, **row)
+            self.log("train", epoch=epoch, seconds=seconds, learning_rate=self.rate, **row)
             for cause, message in diagnose(self.history["train"]).items():
                 if cause not in self.told:
                     self.told.add(cause)
@@ -423,11 +441,12 @@ class GANSolver(Solver):
     def warm_up(self, stop: Any) -> None:
         """Train the discriminator alone for `discriminator_warmup_steps`; the generator stays."""
         total, rows = self.settings["discriminator_warmup_steps"], self.history["warmup"]
+        step = self.graph(self.warm_up_step)
         batches = chain.from_iterable(map(self.loader.epoch, count()))
         self.clock = time.monotonic()
         with self.bar(total, self.warmup_step, f"{self.folder.name}: discriminator alone") as bar:
             for lr, hr in islice(batches, self.warmup_step, total):
-                losses = self.guarded_step(lr, hr, self.warm_up_step)
+                losses = self.guarded_step(lr, hr, step)
                 self.warmup_step += 1
                 self.add(losses)
                 if self.warmup_step % self.settings["log_every"] == 0 or self.warmup_step == total:

@@ -58,7 +58,7 @@ def seconds(function, count, device):
 def step(solver, lr, hr):
     """The body of the loop in `Solver.fit`."""
     solver.set_learning_rate()
-    losses = solver.guarded_step(lr, hr)
+    losses = solver.guarded_step(lr, hr, solver.step_once)
     solver.update_ema()
     solver.record(losses)
 

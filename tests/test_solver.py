@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 import warnings
 from copy import deepcopy
 from pathlib import Path
@@ -45,6 +46,7 @@ from presets import RUN, get_settings
 from solver import GANSolver, PretrainSolver, build_solver, load_generators, train, validation_pairs
 from super_resolve import super_resolve
 from tools import acceleration, checkpoints, distributed, resumable
+from tools.acceleration import GraphedStep
 from tools.resumable import TrainingDiverged
 
 ROOT = Path(solver_module.__file__).parent
@@ -890,6 +892,63 @@ class FewKernels(SRResNet):
 
     def forward(self, lr):
         return F.pixel_shuffle(self.upsample(self.after_blocks(self.blocks(self.head(lr)))), 4)
+
+
+class RecordedStep(GraphedStep):
+    """A CUDA graph on the CPU: it repeats the step on the memory that it was captured with."""
+
+    solver = None
+
+    def capture(self, lr, hr):
+        tensors, _ = self.solver.state()
+        before = {name: value.clone() for name, value in tensors.items()}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "CUDAGraph", lambda: self)
+            patch.setattr(torch.cuda, "graph", lambda graph, stream: contextlib.nullcontext())
+            super().capture(lr, hr)
+        with torch.no_grad():  # recording computes nothing
+            for name, value in tensors.items():
+                value.copy_(before[name])
+        self.replays = 0
+
+    def replay(self):
+        self.replays += 1
+        for name, loss in self.run(*self.inputs).items():
+            self.losses[name].copy_(loss)
+
+
+@pytest.mark.parametrize("stopped_at", [None, 7])
+def test_a_graphed_training_is_the_plain_one(stopped_at, images, tmp_path, monkeypatch):
+    settings = dict(patches=5, batch_size=8, grid_weight=1.0, lr_consistency_weight=1.0)
+    settings |= dict(discriminator_warmup_steps=6, log_every=1, crop=32)
+    settings |= dict(learning_rate=2**-10, schedule="constant")  # equal in float32 and float64
+    make("gan", images, tmp_path / "plain", **settings).fit()  # epochs of batches of 8, 8 and 4
+    stream = types.SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(solver_module, "GraphedStep", RecordedStep)
+    monkeypatch.setattr(GANSolver, "can_graph", lambda solver: True)
+
+    def stop(solver):
+        if solver.step == stopped_at and solver.last_checkpoint.stem.endswith("000000"):
+            signal.raise_signal(signal.SIGINT)
+
+    for _ in range(2):
+        solver = make("gan", images, tmp_path / "graphed", **settings, compile=True)
+        monkeypatch.setattr(RecordedStep, "solver", solver)
+        solver.resume()
+        with contextlib.suppress(KeyboardInterrupt):
+            solver.fit(callback=stop)
+        if not stopped_at:
+            assert solver.step_once.replays == 9 - 3 - 2  # without 3 plain steps, 2 smaller batches
+            break
+    facts = [last_checkpoint(tmp_path / name)[1] for name in ("plain", "graphed")]
+    for fact in facts:
+        del fact["identity"]["compile"]
+    assert facts[0] == facts[1]
+    tensors = [last_checkpoint(tmp_path / name)[0] for name in ("plain", "graphed")]
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 
 def test_compiled_is_nearly_the_same_and_resumes_to_the_bit(compiler, images, tmp_path):

@@ -8,6 +8,7 @@ import ctypes
 import os
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -98,6 +99,53 @@ class MixedPrecision:
         self.scaler.step(optimizer)
         self.scaler.update()  # for each network of a GAN: the next loss is scaled anew
         torch.clear_autocast_cache()  # it holds the weights from before the step
+
+
+class GraphedStep:
+    """A training step as a CUDA graph: the CPU launches it at once, not kernel by kernel.
+
+    A step is some thousand small kernels, and the CPU needs longer to launch them than the GPU to
+    run them: 57 ms against 10 for a GAN step of 16 patches on an H100. The kernels, and so the
+    results, stay the same. Warns and goes on without where capturing fails.
+
+    step: maps (lr, hr) to losses; it must launch the same kernels each time, on the same memory,
+        and read nothing from the GPU. What changes from step to step lies in the GPU's memory.
+    """
+
+    PLAIN_STEPS = 3  # first, without a graph: they fill caches, which capturing cannot
+
+    def __init__(self, step: Callable[[Tensor, Tensor], dict[str, Tensor]]):
+        self.step, self.stream = step, torch.cuda.Stream()
+        self.calls, self.graph = 0, None
+
+    def __call__(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+        if self.calls == self.PLAIN_STEPS:
+            self.capture(lr, hr)
+        self.calls += 1
+        if self.graph is None or lr.shape != self.inputs[0].shape:  # an epoch's last batch
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):  # autograd remembers streams: that of the graph
+                losses = self.run(lr, hr)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return losses
+        for mine, given in zip(self.inputs, (lr, hr), strict=True):
+            mine.copy_(given)
+        self.graph.replay()
+        return self.losses
+
+    def run(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+        return {name: loss.detach() for name, loss in self.step(lr, hr).items()}
+
+    def capture(self, lr: Tensor, hr: Tensor) -> None:
+        """Record the kernels of a step, without running them."""
+        self.inputs, graph = (lr.clone(), hr.clone()), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.losses = self.run(*self.inputs)
+            self.graph = graph
+        except RuntimeError as error:
+            cause = " ".join(str(error).split())[:200]
+            warnings.warn(f"no CUDA graph ({cause}): going on without", stacklevel=2)
 
 
 def fastest_precision(device: torch.device) -> str:
