@@ -1,4 +1,4 @@
-"""The losses of the SRGAN paper (Ledig et al. 2017, section 2.2), and two additions.
+"""The losses of the SRGAN paper (Ledig et al. 2017, section 2.2), and three additions.
 
 Images are (N, 3, H, W) in [0, 1]. Networks may compute in half precision; losses are summed in
 float32. Weights of losses are settings, see `presets.py`.
@@ -91,3 +91,46 @@ def make_content_loss(
         return F.mse_loss(features(sr).float(), target.float())
 
     return vgg_loss
+
+
+# Of VGG, each up to the first activation of a block, and how many of its features are 16 pixels.
+TEXTURE_LAYERS = ((slice(0, 2), 16), (slice(2, 7), 8), (slice(7, 12), 4))
+
+
+def make_texture_loss(
+    name: str, pooling: str, weights: str, device: str | torch.device
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The texture loss of EnhanceNet (Sajjadi et al. 2017, section 4.2.3), of (sr, hr).
+
+    An addition of this project, not the SRGAN paper's. How features occur together within 16 x 16
+    pixels, their Gram matrix, is a texture's signature, wherever its details lie. The loss is
+    ||G(SR) - G(HR)||^2 / ||G(HR)||^2, averaged over all squares of 16 x 16 pixels and the layers
+    conv1_1, conv2_1 and conv3_1 of VGG: VGG16 for a `name` "vgg16_<i><j>", else VGG19. The other
+    arguments, and errors, are those of `make_content_loss`.
+    """
+    depth = 16 if name.startswith("vgg16_") else 19
+    vgg = speed_up(VGGFeatures(3, 1, depth, pooling, weights), device)
+
+    def grams(image: Tensor) -> list[Tensor]:
+        """Of each layer, (N, number of squares, C, C)."""
+        x, found = vgg.normalise(image), []
+        for layers, side in TEXTURE_LAYERS:
+            x = vgg.features[layers](x)
+            n, c, h, w = x.shape
+            x_cut = x[:, :, : h // side * side, : w // side * side].float()
+            squares = x_cut.view(n, c, h // side, side, -1, side).permute(0, 2, 4, 1, 3, 5)
+            squares = squares.reshape(n, -1, c, side**2)
+            with torch.autocast(x.device.type, enabled=False):
+                found.append(squares @ squares.transpose(2, 3) / side**2)
+        return found
+
+    def texture_loss(sr: Tensor, hr: Tensor) -> Tensor:
+        with torch.no_grad():
+            targets = grams(hr)
+        errors = [
+            (gram - target).square().sum((2, 3)) / target.square().sum((2, 3)).clamp_min(1e-3)
+            for gram, target in zip(grams(sr), targets, strict=True)
+        ]
+        return torch.stack([error.mean() for error in errors]).mean()
+
+    return texture_loss

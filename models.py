@@ -190,8 +190,11 @@ class VGGFeatures(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
         self.requires_grad_(False).eval()
 
+    def normalise(self, image: Tensor) -> Tensor:
+        return (image - self.mean) / self.std
+
     def forward(self, image: Tensor) -> Tensor:
-        return self.features((image - self.mean) / self.std)
+        return self.features(self.normalise(image))
 
     def train(self, mode: bool = True) -> "VGGFeatures":
         return super().train(False)  # stays in eval mode

@@ -25,7 +25,7 @@ WIDEST = 800  # pixels: more would be shrunk, or scrolled, in a notebook of 1000
 GAP, LINE = 8, 18  # pixels: beside an image and below its label; each line of the label
 PANELS = {  # of `plot_history`; title: columns of the history
     "losses of the generator, raw": ["content_loss", "adversarial_loss", "perceptual_loss"],
-    "additions to the paper's loss, raw": ["grid_loss", "lr_consistency_loss"],
+    "additions to the paper's loss, raw": ["grid_loss", "lr_consistency_loss", "texture_loss"],
     "loss of the discriminator": ["discriminator_loss"],
     "output of the discriminator\n(healthy: apart, but not 1 and 0)": ["d_real", "d_generated"],
     f"content : adversarial loss, weighted\n(healthy: {LOW} to {HIGH})": ["content_to_adversarial"],

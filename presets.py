@@ -52,6 +52,7 @@ ADVERSARIAL = dict(  # more settings of an adversarial stage
     adversarial_weight=1e-3,  # paper, equation 3
     grid_weight=0.0,  # of `losses.grid_loss`; 0: the paper's loss
     lr_consistency_weight=0.0,  # of `losses.lr_consistency_loss`; 0: the paper's loss
+    texture_weight=0.0,  # of `losses.make_texture_loss`; 0: the paper's loss
     discriminator_warmup_steps=0,  # the discriminator alone, before the first generator step
     vgg_weights="torchvision",  # "original": Simonyan and Zisserman's; or a file
     vgg_pooling="max",  # "avg": the content loss draws no checkerboard of its own
@@ -79,7 +80,13 @@ INTERPOLATOR = dict(init="interpolator")  # starts as bilinear upsampling: saves
 PIXELS = dict(content_loss="mse", content_weight=1.0)  # needs no VGG weights
 # A few minutes: batches of 8 give more steps for the same pixels; EMA with a half-life of 69 steps.
 SHORT = dict(batch_size=8, ema_decay=0.99, mixed_precision="auto")
-# The paper's loss and two additions, which end its fixed patterns and its stains (report, 5.3).
+SRRESNET = dict(**FAST, compile=True, epochs=6, batch_size=8, warmup_steps=200)
+CONTRASTS = dict(  # what SRGAN is compared with, short
+    srgan_mse=dict(**SHORT, **PIXELS, patches_per_image=14),
+    base=dict(**SHORT, **PIXELS, patches_per_image=14, start=""),
+)
+# The paper's loss and three additions: against fixed patterns, against stains, for texture (report,
+# section 5.3).
 # The last features of VGG16 with average pooling, as phi_54 is of VGG19.
 ADDITIONS = dict(
     learning_rate=2e-4,
@@ -90,6 +97,7 @@ ADDITIONS = dict(
     vgg_pooling="avg",
     grid_weight=150.0,
     lr_consistency_weight=30.0,
+    texture_weight=0.5,
     discriminator_warmup_steps=300,
     mixed_precision="auto",
     compile=True,
@@ -114,10 +122,18 @@ PRESETS = dict(
         "then a short SRGAN. On DIV2K, 800 images, 2.7 times as long.",
         generator=INTERPOLATOR,
         stages=dict(
-            srresnet=dict(**FAST, compile=True, epochs=6, batch_size=8, warmup_steps=200),
+            srresnet=SRRESNET,
             srgan=dict(**ADDITIONS, epochs=10, patches_per_image=24, batch_size=8),
-            srgan_mse=dict(**SHORT, **PIXELS, patches_per_image=14),
-            base=dict(**SHORT, **PIXELS, patches_per_image=14, start=""),
+            **CONTRASTS,
+        ),
+    ),
+    gpu=dict(
+        about="One GPU.",
+        generator=INTERPOLATOR,
+        stages=dict(
+            srresnet=SRRESNET,
+            srgan=dict(**ADDITIONS, epochs=5, patches_per_image=180, batch_size=16),
+            **CONTRASTS,
         ),
     ),
     afternoon=dict(

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import presets
 from datasets import PairDataset, PatchDataset, PatchLoader
-from losses import bce, grid_loss, lr_consistency_loss, make_content_loss, mse
+from losses import bce, grid_loss, lr_consistency_loss, make_content_loss, make_texture_loss, mse
 from metrics import SMALLEST, evaluate, mean
 from models import Discriminator, SRResNet, interpolate, load_generator
 from super_resolve import super_resolve
@@ -120,7 +120,7 @@ class Solver(Resumable):
             [value for value in network.state_dict().values() if value.is_floating_point()]
             for network in (self.ema, self.generator)
         ]
-        self.step_once = self.graph(self.training_step)
+        self.step_once = self.graph(lambda lr, hr: self.training_step(lr, hr))
 
         # Progress
         self.epoch = self.batch = self.step = self.warmup_step = 0
@@ -390,7 +390,10 @@ class GANSolver(Solver):
                 raise ValueError(f"frozen_layers: the generator has no module {name!r}")
             networks["generator"].get_submodule(name).requires_grad_(False)
         names = ("content_loss", "vgg_pooling", "vgg_weights")
-        self.content_loss = make_content_loss(*[self.settings[n] for n in names], self.device)
+        vgg = [self.settings[name] for name in names]
+        self.content_loss = make_content_loss(*vgg, self.device)
+        if self.settings["texture_weight"]:
+            self.texture_loss = make_texture_loss(*vgg, self.device)
 
     def training_step(self, lr: Tensor, hr: Tensor) -> Losses:
         settings, sr = self.settings, self.networks["generator"](lr)
@@ -407,13 +410,15 @@ class GANSolver(Solver):
         content = settings["content_weight"] * content_loss
         adversarial = settings["adversarial_weight"] * adversarial_loss
         perceptual_loss = content + adversarial  # equation 3
-        added, total = {}, perceptual_loss
+        added = {}
         if settings["grid_weight"]:
             added["grid_loss"] = grid_loss(sr, hr)
-            total = total + settings["grid_weight"] * added["grid_loss"]
         if settings["lr_consistency_weight"]:
             added["lr_consistency_loss"] = lr_consistency_loss(sr, lr)
-            total = total + settings["lr_consistency_weight"] * added["lr_consistency_loss"]
+        if settings["texture_weight"]:
+            added["texture_loss"] = self.texture_loss(sr, hr)
+        weights = {name: settings[name.replace("_loss", "_weight")] for name in added}
+        total = sum((weights[name] * loss for name, loss in added.items()), perceptual_loss)
         self.update("generator", total)
 
         return {

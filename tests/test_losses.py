@@ -156,6 +156,34 @@ def test_a_content_loss_takes_weights_from_a_file(weights):
     assert losses.make_content_loss("vgg22", weights=str(named))(sr, hr) == found(sr, hr)
 
 
+@pytest.mark.parametrize(("name", "depth"), [("vgg16_53", 16), ("vgg22", 19), ("mse", 19)])
+def test_texture_loss_is_its_definition(name, depth, weights):
+    sr, hr = two_images(40)  # 2 x 2 squares of 16 pixels, and a rest that is left out
+    errors = []
+    for i, side in ((1, 16), (2, 8), (3, 4)):
+        vgg, found = VGGFeatures(i, 1, depth, "avg"), []
+        sr_features, hr_features = vgg(sr).numpy(), vgg(hr).numpy()
+        for n, row, column in np.ndindex(2, 2, 2):
+            grams = []
+            for features in (sr_features[n], hr_features[n]):
+                square = features[:, side * row : side * (row + 1)]
+                square = square[:, :, side * column : side * (column + 1)]
+                grams.append(np.einsum("cij,dij->cd", square, square) / side**2)
+            found.append(((grams[0] - grams[1]) ** 2).sum() / (grams[1] ** 2).sum())
+        errors.append(np.mean(found))
+    loss = losses.make_texture_loss(name, "avg", "torchvision", "cpu")
+    assert loss(sr, hr).item() == pytest.approx(np.mean(errors), rel=1e-3)
+    assert loss(hr, hr) == 0
+
+
+def test_texture_loss_does_not_mind_where_in_a_square_a_detail_lies(weights):
+    loss = losses.make_texture_loss("vgg22", "max", "torchvision", "cpu")
+    hr = torch.full((1, 3, 16, 16), 0.5)
+    hr[:, :, 4:6, 4:6], moved, absent = 1.0, torch.full_like(hr, 0.5), torch.full_like(hr, 0.5)
+    moved[:, :, 8:10, 8:10] = 1.0
+    assert 0 < 10 * loss(moved, hr) < loss(absent, hr)
+
+
 @pytest.mark.parametrize(
     "name", ["", "MSE", "l1", "vgg", "vgg5", "vgg545", "vgg18_54", "vgg54 ", "vgg_54"]
 )

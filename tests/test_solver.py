@@ -39,13 +39,13 @@ from training import (
 import solver as solver_module
 import utils
 from datasets import PairDataset
-from losses import grid_loss, lr_consistency_loss
+from losses import grid_loss, lr_consistency_loss, make_texture_loss
 from metrics import evaluate, mean
 from models import Discriminator, SRResNet, load_generator
 from presets import RUN, get_settings
 from solver import GANSolver, PretrainSolver, build_solver, load_generators, train, validation_pairs
 from super_resolve import super_resolve
-from tools import acceleration, checkpoints, distributed, resumable
+from tools import acceleration, checkpoints, distributed, resumable, vgg_weights
 from tools.acceleration import GraphedStep
 from tools.resumable import TrainingDiverged
 
@@ -1160,15 +1160,20 @@ def test_the_gan_step_is_that_of_the_paper_written_out(images, tmp_path):
             torch.testing.assert_close(weights[key], value, rtol=0, atol=1e-6)
 
 
-def test_the_additions_to_the_loss_are_raw_in_the_history_and_move_the_generator(images, tmp_path):
+def test_the_additions_to_the_loss_are_raw_in_the_history_and_move_the_generator(
+    images, tmp_path, vgg_folder, monkeypatch
+):
+    monkeypatch.setattr(vgg_weights, "FOLDER", vgg_folder)
     settings = dict(epochs=1, content_weight=0.0, adversarial_weight=0.0, patches=1, crop=32)
-    weights = dict(grid_weight=2.0, lr_consistency_weight=3.0)
+    weights = dict(grid_weight=2.0, lr_consistency_weight=3.0, texture_weight=0.5)
     solver = make("gan", images, tmp_path / "run", **settings, **weights)
     lr, hr = next(solver.loader.epoch(0))
     generator = deepcopy(solver.generator)
     sr = generator(lr)
     expected = {"grid_loss": grid_loss(sr, hr), "lr_consistency_loss": lr_consistency_loss(sr, lr)}
-    (2.0 * expected["grid_loss"] + 3.0 * expected["lr_consistency_loss"]).backward()
+    expected["texture_loss"] = make_texture_loss("mse", "max", "torchvision", "cpu")(sr, hr)
+    total = 2.0 * expected["grid_loss"] + 3.0 * expected["lr_consistency_loss"]
+    (total + 0.5 * expected["texture_loss"]).backward()
     solver.fit()
     (row,) = solver.history["train"]
     for name, value in expected.items():
