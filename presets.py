@@ -82,8 +82,8 @@ PIXELS = dict(content_loss="mse", content_weight=1.0)  # needs no VGG weights
 SHORT = dict(batch_size=8, ema_decay=0.99, mixed_precision="auto")
 SRRESNET = dict(**FAST, compile=True, epochs=6, batch_size=8, warmup_steps=200)
 CONTRASTS = dict(  # what SRGAN is compared with, short
-    srgan_mse=dict(**SHORT, **PIXELS, patches_per_image=14),
-    base=dict(**SHORT, **PIXELS, patches_per_image=14, start=""),
+    srgan_mse=dict(**SHORT, **PIXELS, compile=True, patches_per_image=14),
+    base=dict(**SHORT, **PIXELS, compile=True, patches_per_image=14, start=""),
 )
 # The paper's loss and three additions: against fixed patterns, against stains, for texture (report,
 # section 5.3).
@@ -132,7 +132,7 @@ PRESETS = dict(
         generator=INTERPOLATOR,
         stages=dict(
             srresnet=SRRESNET,
-            srgan=dict(**ADDITIONS, epochs=5, patches_per_image=180, batch_size=16),
+            srgan=dict(**ADDITIONS, epochs=4, patches_per_image=160, batch_size=16),
             **CONTRASTS,
         ),
     ),
