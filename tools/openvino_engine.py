@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tools.acceleration import computes_in_bf16
 
-# {network: (fast, its weights then, the compiled parts)}; an entry goes with its network.
+# {generator: (hint, its weights then, the compiled halves)}; an entry goes with its generator.
 _compiled: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
@@ -69,14 +69,14 @@ def compile_halves(
     device = next(generator.parameters()).device
     if device.type != "cpu":
         raise ValueError(f"OpenVINO computes on the CPU, and the generator is on {device}")
+    # Without this hint OpenVINO itself chooses bfloat16 where that is faster.
+    hint = {"INFERENCE_PRECISION_HINT": "bf16" if fast and computes_in_bf16(device) else "f32"}
     weights = generator.state_dict()
     if generator in _compiled:
-        was_fast, were, functions = _compiled[generator]
-        if was_fast == fast and all(torch.equal(were[name], weights[name]) for name in weights):
+        old_hint, old, functions = _compiled[generator]
+        if old_hint == hint and all(torch.equal(old[name], weights[name]) for name in weights):
             return functions
     openvino = import_openvino()
-    # Without the hint OpenVINO itself chooses bfloat16 where that is faster.
-    hint = {"INFERENCE_PRECISION_HINT": "bf16" if fast and computes_in_bf16(device) else "f32"}
 
     def compiled(half, shape, axes):
         file = io.BytesIO()
@@ -99,7 +99,7 @@ def compile_halves(
         lambda lr: _call(first, lr).permute(0, 3, 1, 2),
         lambda features: _call(second, features.permute(0, 2, 3, 1)),
     )
-    _compiled[generator] = fast, {name: value.clone() for name, value in weights.items()}, functions
+    _compiled[generator] = hint, {name: value.clone() for name, value in weights.items()}, functions
     return functions
 
 
