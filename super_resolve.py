@@ -122,7 +122,7 @@ def super_resolve_file(
 
     The suffix of `target` says the format: .png, .jpg, .webp, .avif or .tif; `quality`, 1 to 100,
     is of .jpg, .webp and .avif. 16 bits, profile, EXIF and XMP data are kept where the format can.
-    Takes about 1 GB beside the decoded source and a strip of tiles. Raises as `super_resolve` does.
+    Takes about 1 GB, with OpenVINO 2, beside the decoded source and a strip of tiles. Raises as `super_resolve` does.
     """
     pixels, info = read_picture(source)
     pixels = _checked(pixels)
@@ -267,7 +267,7 @@ def _fill_hidden(image):
 
 
 def _halves(generator, engine, fast):
-    """The two halves of the network as functions of a tensor, and the side of the second's tiles."""
+    """The network's halves as functions of a tensor, and the side of the second one's tiles."""
     halves = extract_features, enlarge_features
     if engine == "torch":
         return *(partial(half, generator) for half in halves), ENLARGE_TILE
