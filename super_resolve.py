@@ -122,7 +122,8 @@ def super_resolve_file(
 
     The suffix of `target` says the format: .png, .jpg, .webp, .avif or .tif; `quality`, 1 to 100,
     is of .jpg, .webp and .avif. 16 bits, profile, EXIF and XMP data are kept where the format can.
-    Takes about 1 GB, with OpenVINO 2, beside the decoded source and a strip of tiles. Raises as `super_resolve` does.
+    Takes about 1 GB, with OpenVINO 2, beside the decoded source and a strip of tiles.
+    Raises as `super_resolve` does.
     """
     pixels, info = read_picture(source)
     pixels = _checked(pixels)
