@@ -317,6 +317,7 @@ def test_what_is_compiled_lies_where_no_other_user_can_write(monkeypatch, tmp_pa
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
         RuntimeError("MPS backend out of memory (MPS allocated: 8 GB). Tried to allocate 1 GB on"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("Check 'ptr' failed at cpu_memory.cpp:257:\nFailed to allocate 9 bytes"),
         MemoryError("Unable to allocate 9 GiB for an array"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import trained_generator
 from torch import nn
 from training import make
 
@@ -117,3 +118,42 @@ def test_measuring_the_parts_trains_as_without_it(stage, benchmark, images, tmp_
     else:
         expected |= {"losses"}
     assert set(seconds) == expected
+
+
+def test_tiles_with_an_overlap_equal_the_whole_where_it_is_the_receptive_field(benchmark):
+    script, generator = (
+        benchmark("benchmarks.super_resolve"),
+        trained_generator(blocks=1, channels=4),
+    )
+    image = script.real_image(53, 71)
+    tiles = script.overlapping_tiles(generator, image, side=20).astype(int)
+    # Tiles this small are convolved by another library, which rounds differently.
+    assert abs(tiles - script.whole(generator, image)).max() <= 1
+    seams = script.overlapping_tiles(generator, image, side=20, overlap=2).astype(int)
+    assert abs(seams - script.whole(generator, image)).max() > 3
+
+
+@pytest.mark.parametrize("way", ["BARE", "RUNTIME", "OPENVINO", "ENGINE"])
+def test_each_way_enlarges_as_super_resolve_does(benchmark, way):
+    script, generator = (
+        benchmark("benchmarks.super_resolve"),
+        trained_generator(blocks=1, channels=4),
+    )
+    way = getattr(script, way)
+    if way in script.NEEDS and not script.is_installed(script.NEEDS[way]):
+        pytest.skip(f"{way} is not installed")
+    image = script.real_image(20, 31)
+    result = script.enlarger(way, generator)(image).astype(int)
+    assert abs(result - script.enlarger(script.EXACT, generator)(image)).max() <= 1
+
+
+def test_ways_that_are_not_installed_are_left_out_and_named(benchmark, monkeypatch, capfd):
+    script = benchmark("benchmarks.super_resolve")
+    monkeypatch.setattr(script, "is_installed", lambda package: False)
+    ours = {script.EXACT: [script.BARE, script.RUNTIME], script.ENGINE: [script.OPENVINO]}
+    monkeypatch.setattr(script, "SPEEDS", [(12, 16, 1, ours)])
+    script.speed(None)
+    out = capfd.readouterr().out.splitlines()
+    assert out[0].startswith("not installed, left out: ONNX Runtime, OpenVINO")
+    assert [cells(line)[4] for line in out[1:]] == [script.BARE]
+    assert cells(out[1])[0] == "enlarging 12 x 16"

@@ -1,11 +1,15 @@
 """Tiles against the whole image, to the bit; image files sound and damaged; ONNX."""
 
 import copy
+import gc
 import io
 import random
 import struct
+import subprocess
 import sys
+import weakref
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +22,7 @@ import utils
 from imresize import imresize
 from models import SRResNet
 from super_resolve import back_project, super_resolve, super_resolve_file
-from tools import acceleration
+from tools import acceleration, openvino_engine
 from tools.acceleration import speed_up
 from utils import read_image, to_array, to_tensor
 
@@ -731,3 +735,128 @@ def test_a_missing_onnx_is_named(generator, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match="onnx"):
         module.export_onnx(generator, tmp_path / "a.onnx")
+
+
+# --- OpenVINO ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def openvino():
+    """The options; not by `importorskip`, after which OpenVINO would report its use."""
+    pytest.importorskip("onnx")
+    try:
+        openvino_engine.import_openvino()
+    except ImportError as error:
+        pytest.skip(str(error))
+    return {"engine": "openvino", "progress": False}
+
+
+@pytest.mark.parametrize("options", [{}, {"ensemble": True}, {"back_projection": True}])
+def test_openvino_differs_from_pytorch_by_its_rounding_alone(generator, openvino, options):
+    image = photo(97, 131).astype(np.uint16) * 257  # 16 bits show what 8 round away
+    expected = super_resolve(generator, image, progress=False, **options).astype(int)
+    for tile in (None, 37):
+        result = super_resolve(generator, image, tile=tile, **openvino, **options)
+        assert np.abs(result - expected).max() <= 2, tile
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_openvino_enlarges_gray_and_transparent_images(generator, openvino, channels):
+    image = np.random.default_rng(0).integers(0, 256, (20, 33, channels), np.uint8)
+    expected = super_resolve(generator, image, progress=False).astype(int)
+    assert np.abs(super_resolve(generator, image, **openvino) - expected).max() <= 1
+
+
+def test_openvino_cuts_the_second_half_in_tiles_of_its_own(generator, openvino, monkeypatch):
+    expected = super_resolve(generator, photo(50, 61), **openvino).astype(int)
+    monkeypatch.setattr(module, "OPENVINO_ENLARGE_TILE", 20)
+    assert np.abs(super_resolve(generator, photo(50, 61), **openvino) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_fast_reaches_openvino(generator, openvino, half, monkeypatch):
+    """Where the processor has no bfloat16, OpenVINO may compute in float32 all the same."""
+    monkeypatch.setattr(openvino_engine, "computes_in_bf16", lambda device: half)
+    exact = super_resolve(generator, photo(40, 50), progress=False).astype(int)
+    error = np.abs(super_resolve(generator, photo(40, 50), fast=True, **openvino) - exact)
+    assert error.max() <= (8 if half else 1)
+    if half and acceleration.computes_in_bf16(torch.device("cpu")):
+        assert error.mean() > 0.05
+
+
+def test_openvino_computes_with_weights_changed_in_any_way(openvino):
+    generator, image = make_generator(1, 4), photo(20, 30)
+
+    def check():
+        before = super_resolve(generator, image, progress=False).astype(int)
+        assert np.abs(super_resolve(generator, image, **openvino) - before).max() <= 1
+        return before
+
+    first = check()
+    generator.tail.bias.data += 0.5  # does not count as a change for PyTorch
+    second = check()
+    generator.load_state_dict(make_generator(1, 4).state_dict())
+    third = check()
+    generator.blocks[0].body[1].running_mean += 1
+    fourth = check()
+    assert (first != second).any() and (first == third).all() and (first != fourth).any()
+
+
+def test_openvino_compiles_once_and_forgets_a_generator_with_it(openvino, monkeypatch):
+    generator, writes, write = make_generator(1, 4), [], openvino_engine.write_onnx
+    monkeypatch.setattr(
+        openvino_engine, "write_onnx", lambda *args: writes.append(args[2]) or write(*args)
+    )
+    for size in ((20, 30), (31, 17)):
+        super_resolve(generator, photo(*size), **openvino)
+    assert len(writes) == 2  # a half each
+    super_resolve(generator, photo(20, 30), fast=True, **openvino)
+    assert len(writes) == 4
+    alive = weakref.ref(generator)
+    del generator
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_openvino_and_the_export_leave_the_mode_of_the_generator(openvino, tmp_path, training):
+    generator, image = make_generator(1, 4), photo(20, 30)
+    expected = super_resolve(generator, image, progress=False).astype(int)
+    generator.train(training)
+    assert np.abs(super_resolve(generator, image, **openvino) - expected).max() <= 1
+    module.export_onnx(generator, tmp_path / "a.onnx")
+    assert all(layer.training == training for layer in generator.modules())
+
+
+@pytest.mark.parametrize("package", ["onnx", "openvino"])
+def test_a_package_that_openvino_needs_is_named(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    if package == "onnx":
+        monkeypatch.setattr(openvino_engine, "import_openvino", lambda: None)
+    with pytest.raises(ImportError, match=f"{package}.*pip install openvino onnx"):
+        super_resolve(make_generator(1, 4), photo(9, 9), engine="openvino", progress=False)
+
+
+def test_openvino_is_refused_on_another_device(tiny):
+    elsewhere = copy.deepcopy(tiny).to("meta")
+    with pytest.raises(ValueError, match="on the CPU, and the generator is on meta"):
+        super_resolve(elsewhere, photo(9, 9), engine="openvino", progress=False)
+    with pytest.raises(ValueError, match='engine is "torch" or "openvino", not \'tensorrt\''):
+        super_resolve(tiny, photo(9, 9), engine="tensorrt", progress=False)
+
+
+def test_openvino_sends_no_statistics(openvino):
+    """Its package reports each import and conversion over the net, unless it is told not to."""
+    code = "import sys; from tools.openvino_engine import import_openvino as load; load()"
+    code += "; sys.exit(any(name.startswith('openvino_telemetry.') for name in sys.modules))"
+    folder = Path(module.__file__).parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=folder).returncode == 0
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_a_not_finite_output_is_an_error_with_each_engine(openvino, engine):
+    for value in (float("nan"), float("inf")):
+        generator = make_generator(1, 4)
+        generator.blocks[0].body[0].weight.data[0, 0, 0, 0] = value
+        with pytest.raises(ValueError, match="not finite"):
+            super_resolve(generator, photo(20, 30), **openvino | {"engine": engine})

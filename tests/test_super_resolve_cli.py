@@ -1,6 +1,7 @@
 """The command line of super_resolve.py: what it makes, says and returns, and what it never does."""
 
 import errno
+import importlib.util
 import io
 import os
 import signal
@@ -96,6 +97,23 @@ def test_the_options_reach_the_network(folder, tiny):
     assert np.array_equal(read_image("out/b.png"), expected)
     assert run("照片 1/b.png", "-o", "plain", *BICUBIC) == 0
     assert np.array_equal(read_image("plain/b.png"), imresize(photo(30, 20), 4))
+
+
+def test_the_engine_is_openvino_when_asked_for(folder, tiny, capsys):
+    pytest.importorskip("onnx")
+    if importlib.util.find_spec("openvino") is None:
+        pytest.skip("without OpenVINO")
+    assert run("照片 1/b.png", "-o", "out", "--engine", "openvino") == 0
+    assert "OpenVINO 2" in capsys.readouterr().out
+    result = read_image("out/b.png").astype(int)
+    assert np.abs(result - whole(tiny, photo(30, 20))).max() <= 1
+
+
+def test_without_the_package_openvino_says_so_before_it_starts(folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert run("照片 1/b.png", "照片 1/a.jpg", "-o", "out", "--engine", "openvino") == 1
+    assert capsys.readouterr().err.count("pip install openvino onnx") == 1
+    assert not Path("out").exists()
 
 
 def test_subfolders_keep_their_structure_and_images_of_one_name_are_all_made(folder, capsys):
@@ -373,6 +391,9 @@ def test_what_is_missing_is_said(folder, capsys):
     [
         "",
         "--export a.onnx --method bicubic",
+        "a.png --engine openvino --device cuda",
+        "a.png --engine openvino --method bicubic",
+        "a.png --engine tensorrt",
         "a.png --quality 80",
         "a.png --format tiff --quality 80",
         "a.png --format jpg --quality 0",

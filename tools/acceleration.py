@@ -207,7 +207,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: of a GPU, of Apple's GPU, or of the CPU, each with its own error."""
     text = str(error).lower()
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and ("tried to allocate" in text or "alloc_failed" in text)
+        isinstance(error, RuntimeError) and ("to allocate" in text or "alloc_failed" in text)
     )
 
 
