@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -292,13 +293,13 @@ def test_what_exists_is_not_replaced_without_force(folder, capsys):
 
 
 def test_a_file_that_appears_while_its_result_is_computed_stays(folder, monkeypatch, capsys):
-    make = module.super_resolve_file
+    store = module.store_picture
 
-    def slow(generator, source, target, **options):
-        make(generator, source, target, **options)
+    def slow(*arguments):
         Path("out/b.png").write_bytes(b"mine")
+        return store(*arguments)
 
-    monkeypatch.setattr(module, "super_resolve_file", slow)
+    monkeypatch.setattr(module, "store_picture", slow)
     assert run("照片 1/b.png", "-o", "out", *BICUBIC) == 1
     assert "b.png exists" in capsys.readouterr().err
     assert Path("out/b.png").read_bytes() == b"mine"
@@ -321,16 +322,21 @@ def test_a_mistake_in_the_code_is_named_and_the_others_are_made(folder, monkeypa
     assert files("out") == ["b.png"]
 
 
-def test_a_full_disk_fails_one_image_and_leaves_nothing(folder, monkeypatch, capsys):
-    make, calls = module.super_resolve_file, []
+@pytest.mark.parametrize("at", ["the strips", "the image"])
+def test_a_full_disk_fails_one_image_and_leaves_nothing(at, folder, monkeypatch, capsys):
+    store, calls = module.store_picture, []
 
-    def full(generator, source, target, **options):
-        make(generator, source, target, **options)
-        calls.append(source)
-        if len(calls) == 1:
+    def full(path, strips, *arguments):
+        def fail(path=None):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "super_resolve_file", full)
+        calls.append(path)
+        encode = store(path, strips, *arguments)
+        if len(calls) > 1:
+            return encode
+        return fail() if at == "the strips" else fail
+
+    monkeypatch.setattr(module, "store_picture", full)
     assert run("照片 1/a.jpg", "照片 1/b.png", "-o", "out") == 1
     printed = capsys.readouterr()
     assert f"{Path('照片 1/a.jpg')}: [Errno 28] No space left on device" in printed.err
@@ -408,12 +414,16 @@ def start(folder, *prefix):
     Image.fromarray(photo(400, 400)).resize((2000, 2000)).save("large.bmp")
     command = [*prefix, sys.executable, module.__file__, "large.bmp", "-o", "out", "--tile", "200"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    printed = b""
-    while b"px" not in printed:  # the progress bar: it computes
-        printed += process.stdout.read(1)
-        assert process.poll() is None, printed
-    assert list(Path("out").iterdir())
+    wait_for_strips(process, 1)
     return process
+
+
+def wait_for_strips(process, count):
+    """Until the process has stored so many of the ten strips of its result."""
+    strip = 3 * (4 * 200) * (4 * 2000)
+    while not any(path.stat().st_size >= count * strip for path in Path("out").glob(".*/*.raw")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
 
 
 @posix
@@ -430,11 +440,7 @@ def test_ended_from_outside_it_tidies_up(folder, name):
 def test_under_nohup_it_goes_on(folder):
     process = start(folder, "nohup")
     process.send_signal(signal.SIGHUP)
-    printed = b""
-    while printed.count(b"px") < 4:  # stopped, it would print one more line of the bar
-        character = process.stdout.read(1)
-        assert character, printed
-        printed += character
+    wait_for_strips(process, 4)
     process.kill()
     process.communicate()
 

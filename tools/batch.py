@@ -181,8 +181,7 @@ def make_all(
             job = writing.popleft()
             job.step()  # waits until it is written
             counts[job.outcome] += 1
-            tqdm.write(f"[{counts.total()}/{len(jobs)}] {job.image} -> {job.target}")
-            job.say()
+            job.say(f"[{counts.total()}/{len(jobs)}]")
 
         try:
             for job, following in zip([None, *jobs], [*jobs, None], strict=True):
@@ -190,10 +189,7 @@ def make_all(
                     following.step()  # starts to read it
                 if job:
                     job.step()  # makes its result
-                    while writing and (
-                        len(writing) >= WRITERS
-                        or job.pixels + sum(other.pixels for other in writing) > WAITING
-                    ):
+                    while writing and (writing[0].is_done() or not _has_room(writing, job.pixels)):
                         finish()
                     job.step()  # starts to write it
                     writing.append(job)
@@ -207,14 +203,19 @@ def make_all(
     return counts["failed"]
 
 
+def _has_room(writing, pixels):
+    """Whether one more result may be written beside these."""
+    return len(writing) < WRITERS and pixels + sum(job.pixels for job in writing) <= WAITING
+
+
 class _Job:
     """An image on its way to its result, in four steps, and what there is to say of it."""
 
     def __init__(self, image, target, *how):
         self.image, self.target = image, target
         self.steps = self._steps(*how)
-        self.outcome, self.pixels = "enlarged", 0
-        self.cause, self.warnings = "", []  # of a failure
+        self.outcome, self.cause, self.warnings = "enlarged", "", []  # the cause of a failure
+        self.pixels, self.written = 0, None
 
     def step(self):
         """Take the next step, if one is left."""
@@ -234,27 +235,32 @@ class _Job:
         yield
         with new_file(self.target, originals, replace) as temporary:
             write, self.pixels = make(self.image, content.result(), temporary)
-            del content  # the memory is for others now
+            del content  # others need the memory
             yield
-            written = threads.submit(self._in_thread, write)
+            self.written = threads.submit(self._in_thread, write)
             try:
                 yield
-                written.result()
-            finally:
-                if not written.cancel():
-                    wait([written])  # stopped: nothing is deleted while it is written
+                self.written.result()
+            finally:  # if stopped, too: nothing is deleted under a thread that writes
+                if not self.written.cancel():
+                    wait([self.written])
 
     def _in_thread(self, function, *arguments):
         _thread.warnings = self.warnings
         return function(*arguments)
 
-    def say(self):
-        """Print the outcome and the warnings, above a bar if there is one."""
+    def is_done(self):
+        """Whether the last step would not wait."""
+        return self.written is None or self.written.done()
+
+    def say(self, number):
+        """Print the outcome and each warning once, above a bar if there is one."""
+        tqdm.write(f"{number} {self.image} -> {self.target}")
         if self.outcome == "skipped":
             tqdm.write("  exists, skipped (--force replaces it)")
         if self.outcome == "failed":
             tqdm.write(f"  failed: {self.image}: {self.cause}", file=sys.stderr)
-        for warning in dict.fromkeys(self.warnings):  # each once
+        for warning in dict.fromkeys(self.warnings):
             warning = warning.removeprefix(f"{self.image}: ")
             tqdm.write(f"  warning: {warning}", file=sys.stderr)
 
@@ -265,9 +271,16 @@ _thread = threading.local()  # its `warnings` are those of the job for which the
 @contextmanager
 def _warnings_to_their_jobs():
     """Collect warnings: `warnings.catch_warnings(record=True)` would mix those of all threads."""
+
+    def collect(message, *where, **more):
+        if hasattr(_thread, "warnings"):
+            _thread.warnings.append(str(message))
+        else:  # a library's own thread
+            show(message, *where, **more)
+
     with warnings.catch_warnings():
-        warnings.simplefilter("always", append=True)  # else of all images the first only
-        warnings.showwarning = lambda message, *_, **__: _thread.warnings.append(str(message))
+        show, warnings.showwarning = warnings.showwarning, collect
+        warnings.simplefilter("always", append=True)  # else in all images the first one only
         yield
 
 
@@ -370,5 +383,6 @@ def _temporary_folder(parent):
 def _delete(folder, lock):
     shutil.rmtree(folder, ignore_errors=True)
     lock.release()
-    with suppress(OSError):
-        os.unlink(lock.lock_file)
+    if not folder.exists():  # else the next run tries again
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
