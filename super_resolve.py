@@ -186,9 +186,19 @@ def _whole(image):
 
 
 def _strips(
-    generator, image, tile=TILE, ensemble=False, back_projection=False, fast=False, progress=True
+    generator,
+    image,
+    tile=TILE,
+    ensemble=False,
+    back_projection=False,
+    fast=False,
+    progress=True,
+    bar=None,
 ):
-    """Yield the enlarged image, (H, W, C), from top to bottom in strips (4h, 4W, C)."""
+    """Yield the enlarged image, (H, W, C), from top to bottom in strips (4h, 4W, C).
+
+    Its pixels are counted on `bar`, or with `progress` on one of its own.
+    """
     if generator is not None and next(generator.parameters()).device.type == "cpu":
         keep_freed_memory()  # else a third of the time goes into pages that the kernel zeroes
     height, width, channels = image.shape
@@ -203,8 +213,8 @@ def _strips(
     image = np.take(image, needed, axis=2)
     if not isinstance(tile, int) or tile < 1:
         raise ValueError(f"tile is a whole number of at least 1, not {tile!r}")
-    whole_bar = _bar(SCALE**2 * height * width, not progress)
-    with whole_bar if isinstance(progress, bool) else nullcontext(progress) as bar:
+    pixels = SCALE**2 * height * width
+    with _bar(pixels, not progress) if bar is None else nullcontext(bar) as bar:
         for strip in _cut(_whole(image), tile, width):
             shape = SCALE * _size(strip)[0], SCALE * width, channels
             enlarged = np.full(shape, opaque, image.dtype)
@@ -395,7 +405,8 @@ def _compare(generator, label, options, image, picture, target):
     pixels = _checked(picture[0])
     left, top, width, height = plots.middle_box(pixels, 110 + 2 * 40)  # 40: the receptive field
     lr = pixels[top : top + height, left : left + width]
-    images = {"bicubic": super_resolve(None, lr), label: super_resolve(generator, lr, **options)}
+    bicubic = super_resolve(None, lr, progress=False)
+    images = {"bicubic": bicubic, label: super_resolve(generator, lr, **options)}
     images = {name: plots.on_checkerboard(sr) for name, sr in images.items()}
     sheet = np.asarray(plots.compare(images, plots.middle_box(images[label], 440)))
     return partial(write_image, target, sheet), sheet.shape[0] * sheet.shape[1]
@@ -412,7 +423,7 @@ def _enlarge_all(generator, results, originals, args, options):
     def make(image, picture, target):
         bar.set_postfix_str(image.name, refresh=False)
         bar.update(starts[image] - bar.n)  # those before may have failed
-        enlarged = _enlarged(generator, picture, options | {"progress": bar})
+        enlarged = _enlarged(generator, picture, options | {"bar": bar})
         encode = store_picture(target, *enlarged, args.quality)
 
         def write():
