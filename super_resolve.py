@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from tools.acceleration import (
 from tools.batch import check_target, make_all, new_file, pipes, plan
 from tools.image_files import pil_to_array
 from tools.openvino_engine import compile_halves, import_openvino, write_onnx
-from tools.pictures import read_picture, write_picture
+from tools.pictures import count_pixels, read_picture, store_picture, write_picture
 from utils import SCALE, atomic_path, pick_device, progress_bar, read_image, to_tensor, write_image
 
 TILE, SMALLEST_TILE = 400, 16  # LR pixels a side; the residual blocks take 0.25 GB for 400
@@ -125,13 +125,18 @@ def super_resolve_file(
     Takes about 1 GB, with OpenVINO 2, beside the decoded source and a strip of tiles.
     Raises as `super_resolve` does.
     """
-    pixels, info = read_picture(source)
+    picture = read_picture(source)
+    with atomic_path(target) as temporary:
+        write_picture(temporary, *_enlarged(generator, picture, options), quality)
+
+
+def _enlarged(generator, picture, options):
+    """What `write_picture` wants of the enlarged image: strips, shape, type and info."""
+    pixels, info = picture
     pixels = _checked(pixels)
     height, width, channels = pixels.shape
     shape = SCALE * height, SCALE * width, channels
-    with atomic_path(target) as temporary:
-        strips = _strips(generator, pixels, **options)
-        write_picture(temporary, strips, shape, pixels.dtype, _enlarged_info(info), quality)
+    return _strips(generator, pixels, **options), shape, pixels.dtype, _enlarged_info(info)
 
 
 def _enlarged_info(info):
@@ -200,8 +205,12 @@ def _strips(
     fast=False,
     engine="torch",
     progress=True,
+    bar=None,
 ):
-    """Yield the enlarged image, (H, W, C), from top to bottom in strips (4h, 4W, C)."""
+    """Yield the enlarged image, (H, W, C), from top to bottom in strips (4h, 4W, C).
+
+    Its pixels are counted on `bar`, or with `progress` on one of its own.
+    """
     halves = None if generator is None else _halves(generator, engine, fast)
     if tile is None:
         tile = OPENVINO_TILE if engine == "openvino" else TILE
@@ -219,14 +228,8 @@ def _strips(
     image = np.take(image, needed, axis=2)
     if not isinstance(tile, int) or tile < 1:
         raise ValueError(f"tile is a whole number of at least 1, not {tile!r}")
-    bar = progress_bar(
-        total=SCALE**2 * height * width,
-        unit="px",
-        unit_scale=True,
-        leave=False,
-        disable=not progress,
-    )
-    with bar:
+    pixels = SCALE**2 * height * width
+    with _bar(pixels, not progress) if bar is None else nullcontext(bar) as bar:
         for strip in _cut(_whole(image), tile, width):
             shape = SCALE * _size(strip)[0], SCALE * width, channels
             enlarged = np.full(shape, opaque, image.dtype)
@@ -251,6 +254,10 @@ def _strips(
                     bar.update(result.shape[0] * result.shape[1])
             yield enlarged
             del enlarged, part  # before memory is taken for the next strip
+
+
+def _bar(pixels, disable):
+    return progress_bar(total=pixels, unit="px", unit_scale=True, leave=False, disable=disable)
 
 
 def _fill_hidden(image):
@@ -413,14 +420,43 @@ def _demo(generator, source, label, options):
     return np.asarray(plots.strip(images, hr, plots.middle_box(hr, 440)))
 
 
-def _compare(generator, label, options, source, target):
-    """Save the middle of an image, 110 LR pixels, bicubic and by the network, side by side."""
-    pixels = _checked(read_picture(source)[0])
+def _compare(generator, label, options, image, picture, target):
+    """A sheet: the middle of an image, 110 LR pixels, bicubic and by the network, side by side.
+
+    Returns what `make_all` wants of it: the function that writes it, and its pixels.
+    """
+    pixels = _checked(picture[0])
     left, top, width, height = plots.middle_box(pixels, 110 + 2 * 40)  # 40: the receptive field
     lr = pixels[top : top + height, left : left + width]
-    images = {"bicubic": super_resolve(None, lr), label: super_resolve(generator, lr, **options)}
+    bicubic = super_resolve(None, lr, progress=False)
+    images = {"bicubic": bicubic, label: super_resolve(generator, lr, **options)}
     images = {name: plots.on_checkerboard(sr) for name, sr in images.items()}
-    write_image(target, np.asarray(plots.compare(images, plots.middle_box(images[label], 440))))
+    sheet = np.asarray(plots.compare(images, plots.middle_box(images[label], 440)))
+    return partial(write_image, target, sheet), sheet.shape[0] * sheet.shape[1]
+
+
+def _enlarge_all(generator, results, originals, args, options):
+    """Enlarge the images of a batch, with one bar for all; returns how many failed."""
+    starts, total = {}, 0  # of each image on the bar, in pixels
+    for image, target in results.items():
+        starts[image] = total
+        if options["progress"] and (args.force or not os.path.lexists(target)):
+            total += SCALE**2 * count_pixels(image)
+
+    def make(image, picture, target):
+        bar.set_postfix_str(image.name, refresh=False)
+        bar.update(starts[image] - bar.n)  # those before may have failed
+        enlarged = _enlarged(generator, picture, options | {"bar": bar})
+        encode = store_picture(target, *enlarged, args.quality)
+
+        def write():
+            with atomic_path(target) as temporary:  # which is on the disk before it takes the name
+                encode(temporary)
+
+        return write, SCALE**2 * picture[0].shape[0] * picture[0].shape[1]
+
+    with _bar(total, not options["progress"]) as bar:
+        return make_all(results, read_picture, make, originals, args.force)
 
 
 def _arguments(argv):
@@ -515,6 +551,7 @@ def _run(args, inputs, output):
     if args.engine == "openvino":
         version = import_openvino().__version__.split("-")[0]
         print(f"OpenVINO {version}: a value in tens of thousands differs by a level from PyTorch's")
+    options["progress"] = sys.stdout.isatty()
     if args.fast and weights:
         precision = fastest_precision(device)
         apart = "half a level from exact on average, single values some levels"
@@ -528,10 +565,9 @@ def _run(args, inputs, output):
         with new_file(demo, originals, args.force) as temporary:
             write_image(temporary, sheet)
         print(f"the middle side by side: {demo}")
+    failed = _enlarge_all(generator, results, originals, args, options)
     compare = partial(_compare, generator, label, options)
-    enlarge = partial(super_resolve_file, generator, quality=args.quality, **options)
-    failed = make_all(results, enlarge, originals, args.force)
-    failed += make_all(sheets, compare, originals, args.force)
+    failed += make_all(sheets, read_picture, compare, originals, args.force)
     return min(1, failed)
 
 

@@ -3,6 +3,10 @@
 import os
 import subprocess
 import sys
+import threading
+import warnings
+import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -368,25 +372,52 @@ def test_a_lock_that_another_user_holds_is_left_alone():
 # --- a batch -------------------------------------------------------------------------------------
 
 
-def test_a_batch_goes_on_whatever_fails_and_says_what(capsys):
-    def make_result(image, target):
-        error = errors.get(image.name)
-        if error:
-            raise error
-        target.write_text(f"of {image}")
+def batch_of(*names):
+    return {Path(name): Path("out", name) for name in names}
 
-    errors = {
-        "a.png": OSError("a.png: damaged"),
-        "b.png": AssertionError(),
-        "c.png": KeyError("palette"),
-        "d.png": SyntaxError("not a TIFF file"),
-        "e.png": MemoryError(),
-    }
-    planned = {Path(name): Path("out", name) for name in [*errors, "f.png", "g.png"]}
+
+def read_text(image):
+    return f"of {image}"
+
+
+def write_later(image, content, target):
+    """What `make_all` expects of `make`: all is left to a thread that writes."""
+    return partial(target.write_text, content), 1
+
+
+ERRORS = {
+    "a.png": OSError("a.png: damaged"),
+    "b.png": AssertionError(),
+    "c.png": KeyError("palette"),
+    "d.png": SyntaxError("not a TIFF file"),
+    "e.png": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("stage", ["read", "make", "write"])
+def test_a_batch_goes_on_whatever_fails_and_says_what(stage, capsys):
+    def fail(at, image):
+        if at == stage and image.name in ERRORS:
+            raise ERRORS[image.name]
+
+    def read(image):
+        fail("read", image)
+        return f"of {image}"
+
+    def make_result(image, content, target):
+        def write():
+            target.write_text("half")
+            fail("write", image)
+            target.write_text(content)
+
+        fail("make", image)
+        return write, 1
+
+    planned = batch_of("0.png", *ERRORS, "f.png", "g.png")
     make("out/g.png")
-    assert batch.make_all(planned, make_result, set()) == 5
+    assert batch.make_all(planned, read, make_result, set()) == 5
     printed = capsys.readouterr()
-    assert "1 enlarged, 1 skipped, 5 failed" in printed.out
+    assert "2 enlarged, 1 skipped, 5 failed" in printed.out
     assert printed.err.splitlines() == [
         "  failed: a.png: damaged",
         "  failed: b.png: AssertionError",
@@ -394,16 +425,156 @@ def test_a_batch_goes_on_whatever_fails_and_says_what(capsys):
         "  failed: d.png: SyntaxError: not a TIFF file",
         "  failed: e.png: MemoryError",
     ]
-    assert tree("out") == ["f.png", "g.png"]
+    assert tree("out") == ["0.png", "f.png", "g.png"]
     assert Path("out/g.png").read_text() == "out/g.png"
+    assert Path("out/f.png").read_text() == "of f.png"
 
 
+@pytest.mark.parametrize("writers", [1, 3])
+def test_messages_come_in_the_order_of_the_images_each_with_its_own(writers, monkeypatch, capsys):
+    """Whatever ends first: with three writers b does before a."""
+    monkeypatch.setattr(sys, "stderr", sys.stdout)  # one stream shows the order
+    monkeypatch.setattr(batch, "WRITERS", writers)
+    b_is_written = threading.Event()
+
+    def read(image):
+        warnings.warn(f"{image}: read", stacklevel=1)
+
+    def make_result(image, content, target):
+        def write():
+            if image.name == "a" and writers > 1:
+                assert b_is_written.wait(60)
+            warnings.warn("written", stacklevel=1)
+            target.write_text("")
+            if image.name == "b":
+                b_is_written.set()
+
+        for _ in range(2):
+            warnings.warn("made", stacklevel=1)
+        if image.name == "c":
+            raise OSError("damaged")
+        return write, 1
+
+    make("out/skipped")
+    planned = batch_of("a", "skipped", "b", "c", "d")
+    assert batch.make_all(planned, read, make_result, set()) == 1
+    own = ["  warning: read", "  warning: made"]
+    expected = {
+        "a": [*own, "  warning: written"],
+        "skipped": ["  exists, skipped (--force replaces it)"],
+        "b": [*own, "  warning: written"],
+        "c": ["  failed: c: damaged", *own],
+        "d": [*own, "  warning: written"],
+    }
+    lines = []
+    for number, (name, said) in enumerate(expected.items(), start=1):
+        lines += [f"[{number}/5] {name} -> {Path('out', name)}", *said]
+    assert capsys.readouterr().out.splitlines() == [*lines, "3 enlarged, 1 skipped, 1 failed"]
+
+
+def test_warnings_that_python_does_not_show_are_not_shown_in_a_batch(capsys):
+    def make_result(image, content, target):
+        warnings.warn("for programmers", DeprecationWarning, stacklevel=1)
+        return write_later(image, content, target)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert batch.make_all(batch_of("a"), read_text, make_result, set()) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_reading_and_writing_go_on_while_a_result_is_made():
+    """Each waits for what, one after the other, would come later."""
+    read, written = ({name: threading.Event() for name in "abcd"} for _ in range(2))
+
+    def read_image(image):
+        read[image.name].set()
+
+    def make_result(image, content, target):
+        def write():
+            if image.name == "b":
+                assert making_c.wait(60)
+            target.write_text("")
+            written[image.name].set()
+
+        if image.name == "a":
+            assert read["b"].wait(60)
+        if image.name == "c":
+            making_c.set()
+            assert written["b"].wait(60)
+        return write, 1
+
+    making_c = threading.Event()
+    assert batch.make_all(batch_of(*"abcd"), read_image, make_result, set()) == 0
+    assert tree("out") == list("abcd")
+
+
+class Content:
+    """Stands for the pixels of an image."""
+
+
+@pytest.mark.parametrize(
+    ("writers", "pixels", "most"),
+    [(1, 1, 1), (3, 1, 3), (3, 20, 3), (3, 40, 2), (3, 60, 1), (3, 500, 1)],
+)
+def test_a_batch_holds_few_images_at_a_time(writers, pixels, most, monkeypatch):
+    """Read: the one that is made and the next. Written: `most`, beside one that is made."""
+    monkeypatch.setattr(batch, "WRITERS", writers)
+    monkeypatch.setattr(batch, "WAITING", 100)
+    contents, unwritten, held, waiting = weakref.WeakSet(), set(), [], []
+    never = threading.Event()
+
+    def read(image):
+        content = Content()
+        contents.add(content)
+        held.append(len(contents))
+        return content
+
+    def make_result(image, content, target):
+        def write():
+            held.append(len(contents))
+            never.wait(0.05)  # a moment, in which the next ones come
+            target.write_text("")
+            unwritten.discard(image)
+
+        waiting.append(len(unwritten))
+        unwritten.add(image)
+        return write, pixels
+
+    planned = batch_of(*map(str, range(8)))
+    assert batch.make_all(planned, read, make_result, set()) == 0
+    assert max(held) <= 2 and max(waiting) <= most
+
+
+@pytest.mark.parametrize("stage", ["make", "write"])
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_a_batch_can_be_stopped(stop):
-    def make_result(image, target):
-        target.write_text("half")
-        raise stop
+def test_a_batch_can_be_stopped(stage, stop, monkeypatch):
+    """While results are written: they are complete or absent, and nothing is left over."""
+    monkeypatch.setattr(batch, "WRITERS", 2)
+    started, never, kept = threading.Event(), threading.Event(), []
+
+    def make_result(image, content, target):
+        def write():
+            target.write_text("half")
+            started.set()
+            if image.name != "a":
+                never.wait(0.2)  # in this moment it is stopped
+                kept.append(target.exists())
+            target.write_text(content)
+            if image.name == "b" and stage == "write":
+                raise stop
+
+        if image.name == "d" and stage == "make":
+            assert started.wait(60)
+            target.write_text("half")
+            raise stop
+        return write, 1
 
     with pytest.raises(stop):
-        batch.make_all({Path("a.png"): Path("out/a.png")}, make_result, set())
-    assert tree("out") == []
+        batch.make_all(batch_of(*"abcdefgh"), read_text, make_result, set())
+    assert "a" in tree("out") and set(tree("out")) <= set("abc")
+    assert kept and all(kept)  # nothing was deleted while a thread wrote it
+    assert all(path.read_text() == f"of {path.name}" for path in Path("out").iterdir())
+    make_all = partial(batch.make_all, batch_of(*"abcdefgh"), read_text, write_later)
+    assert make_all(set()) == 0  # the same again makes the rest
+    assert tree("out") == list("abcdefgh")

@@ -9,6 +9,7 @@ import itertools
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from image_bytes import png, tiff
 from PIL import Image
 
-from tools.pictures import read_picture
+from tools.pictures import count_pixels, read_picture
 
 random = np.random.default_rng(0)
 
@@ -306,3 +307,24 @@ def test_damaged_files_are_read_or_refused_by_name(tmp_path, first):
     run = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=here)
     assert run.returncode == 0, (sorted(path.name for path in tmp_path.iterdir()), run.stderr)
     assert 500 < int(run.stdout) < 4500
+
+
+@pytest.mark.parametrize(
+    "suffix", [".png", ".jpg", ".webp", ".avif", ".tif", ".gif", ".bmp", ".ppm", ".tga", ".jp2"]
+)
+def test_pixels_are_counted_in_the_header(suffix, tmp_path, monkeypatch):
+    if suffix == ".avif":
+        pytest.importorskip("PIL._avif")
+    path = tmp_path / f"图 [1]{suffix}"
+    Image.fromarray(noise(8, 3, 30, 20).astype(np.uint8)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 350)  # above it Pillow warns
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert count_pixels(path) == 600
+    path.unlink()  # which Windows does with closed files only
+
+
+def test_of_what_is_no_image_no_pixels_are_counted(tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    for path in (tmp_path / "notes.txt", tmp_path / "missing.png", tmp_path):
+        assert count_pixels(path) == 0

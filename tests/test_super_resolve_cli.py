@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,11 @@ from PIL import Image
 from skimage import data
 
 import super_resolve as module
+import utils
 from imresize import imresize
 from models import save_generator
 from super_resolve import super_resolve
+from tools import batch
 from utils import read_image, to_array, to_tensor
 
 BICUBIC = ["--method", "bicubic"]
@@ -310,13 +314,13 @@ def test_what_exists_is_not_replaced_without_force(folder, capsys):
 
 
 def test_a_file_that_appears_while_its_result_is_computed_stays(folder, monkeypatch, capsys):
-    make = module.super_resolve_file
+    store = module.store_picture
 
-    def slow(generator, source, target, **options):
-        make(generator, source, target, **options)
+    def slow(*arguments):
         Path("out/b.png").write_bytes(b"mine")
+        return store(*arguments)
 
-    monkeypatch.setattr(module, "super_resolve_file", slow)
+    monkeypatch.setattr(module, "store_picture", slow)
     assert run("照片 1/b.png", "-o", "out", *BICUBIC) == 1
     assert "b.png exists" in capsys.readouterr().err
     assert Path("out/b.png").read_bytes() == b"mine"
@@ -339,16 +343,21 @@ def test_a_mistake_in_the_code_is_named_and_the_others_are_made(folder, monkeypa
     assert files("out") == ["b.png"]
 
 
-def test_a_full_disk_fails_one_image_and_leaves_nothing(folder, monkeypatch, capsys):
-    make, calls = module.super_resolve_file, []
+@pytest.mark.parametrize("at", ["the strips", "the image"])
+def test_a_full_disk_fails_one_image_and_leaves_nothing(at, folder, monkeypatch, capsys):
+    store, calls = module.store_picture, []
 
-    def full(generator, source, target, **options):
-        make(generator, source, target, **options)
-        calls.append(source)
-        if len(calls) == 1:
+    def full(path, strips, *arguments):
+        def fail(path=None):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "super_resolve_file", full)
+        calls.append(path)
+        encode = store(path, strips, *arguments)
+        if len(calls) > 1:
+            return encode
+        return fail() if at == "the strips" else fail
+
+    monkeypatch.setattr(module, "store_picture", full)
     assert run("照片 1/a.jpg", "照片 1/b.png", "-o", "out") == 1
     printed = capsys.readouterr()
     assert f"{Path('照片 1/a.jpg')}: [Errno 28] No space left on device" in printed.err
@@ -409,6 +418,112 @@ def test_arguments_that_make_no_sense_are_refused(folder, command):
     assert refused.value.code == 2
 
 
+# --- a folder ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(folder):
+    """A folder of eight images of several sizes and kinds."""
+    Path("photos").mkdir()
+    for k, format in enumerate(2 * ["jpg", "png", "bmp", "webp"]):
+        Image.fromarray(photo(20 + 3 * k, 40 - 4 * k)).save(f"photos/{k}.{format}")
+    return sorted(Path("photos").iterdir())
+
+
+@pytest.mark.parametrize("format", ["png", "jpg"])
+def test_results_are_those_of_one_image_after_the_other(format, photos, tiny, monkeypatch):
+    monkeypatch.setattr(batch, "WRITERS", 3)
+    assert run("photos", "-o", "out", "--format", format, "--device", "cpu") == 0
+    for path in photos:
+        module.super_resolve_file(tiny, path, f"alone/{path.stem}.{format}", progress=False)
+    names = [f"{path.stem}.{format}" for path in photos]
+    assert sorted(os.listdir("out")) == names
+    for name in names:
+        assert Path("out", name).read_bytes() == Path("alone", name).read_bytes()
+
+
+@pytest.mark.parametrize("place", ["_enlarge", "store_picture", "new_file"])
+def test_a_folder_stopped_anywhere_is_completed_by_the_same_command(
+    place, photos, tiny, monkeypatch, capsys
+):
+    """Where Ctrl-C arrives: in the network, with the strips stored, waiting for what is written."""
+    owner = batch if place == "new_file" else module
+    original, calls = getattr(owner, place), []
+
+    def stop():
+        calls.append(place)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+
+    def call_and_stop(*arguments):
+        result = original(*arguments)
+        stop()
+        return result
+
+    @contextmanager
+    def write_and_stop(*arguments):
+        with original(*arguments) as temporary:
+            yield temporary
+            stop()
+
+    monkeypatch.setattr(batch, "WRITERS", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place, write_and_stop if place == "new_file" else call_and_stop)
+        assert run("photos", "-o", "out", "--device", "cpu") == 130
+    assert "the same command resumes" in capsys.readouterr().err
+    done = os.listdir("out")  # no temporary folders, no locks
+    assert 0 < len(done) < 8 and set(done) <= {f"{path.stem}.png" for path in photos}
+    assert run("photos", "-o", "out", "--device", "cpu") == 0
+    assert f"{8 - len(done)} enlarged, {len(done)} skipped" in capsys.readouterr().out
+    for path in photos:
+        expected = super_resolve(tiny, path, progress=False)
+        assert np.array_equal(read_image(f"out/{path.stem}.png"), np.array(expected))
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_one_bar_counts_the_pixels_of_all_images_that_are_to_be_made(folder, monkeypatch):
+    """Also of one that cannot be read; lines and bar do not mix."""
+    seen, terminal = [], Terminal()
+
+    class Bar(utils.tqdm):
+        def update(self, n=1):
+            super().update(n)
+            seen.append((id(self), self.n, self.total))
+
+    os.rmdir("照片 1/empty")
+    Path("照片 1/c.png").rename("照片 1/aa.png")  # damaged, between the good ones
+    Image.fromarray(photo(9, 9)).save("照片 1/z.png")
+    Path("out").mkdir()
+    Path("out/z.png").write_bytes(b"mine")
+    monkeypatch.setattr(utils, "tqdm", Bar)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    terminal.reconfigure = lambda **options: None
+    assert run("照片 1", "-o", "out", *BICUBIC) == 1
+    pixels = 16 * 20 * 30
+    assert [n for _, n, _ in seen] == [0, pixels, 2 * pixels, 3 * pixels]
+    assert len({(bar, total) for bar, _, total in seen}) == 1 and seen[0][2] == 3 * pixels
+    shown = [line.split("\r")[-1] for line in terminal.getvalue().split("\n")]
+    images = ["a.jpg", "aa.png", "b.png", "z.png"]
+    lines = [
+        f"[{k}/4] {Path('照片 1', name)} -> {Path('out', name).with_suffix('.png')}"
+        for k, name in enumerate(images, start=1)
+    ]
+    lines.append("  exists, skipped (--force replaces it)")
+    assert shown == [shown[0], *lines, "2 enlarged, 1 skipped, 1 failed", ""]
+    assert "px/s" in terminal.getvalue()
+
+
+def test_where_there_is_no_terminal_there_is_no_bar(folder, capsys):
+    Image.fromarray(photo(101, 130)).save("original.png")
+    assert run("照片 1", "-o", "out", "--compare", "--demo", "original.png") == 1
+    printed = capsys.readouterr()
+    assert "\r" not in printed.out + printed.err and "px" not in printed.out
+
+
 # --- stopping ------------------------------------------------------------------------------------
 
 
@@ -429,12 +544,16 @@ def start(folder, *prefix):
     Image.fromarray(photo(400, 400)).resize((2000, 2000)).save("large.bmp")
     command = [*prefix, sys.executable, module.__file__, "large.bmp", "-o", "out", "--tile", "200"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    printed = b""
-    while b"px" not in printed:  # the progress bar: it computes
-        printed += process.stdout.read(1)
-        assert process.poll() is None, printed
-    assert list(Path("out").iterdir())
+    wait_for_strips(process, 1)
     return process
+
+
+def wait_for_strips(process, count):
+    """Until the process has stored so many of the ten strips of its result."""
+    strip = 3 * (4 * 200) * (4 * 2000)
+    while not any(path.stat().st_size >= count * strip for path in Path("out").glob(".*/*.raw")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
 
 
 @posix
@@ -451,11 +570,7 @@ def test_ended_from_outside_it_tidies_up(folder, name):
 def test_under_nohup_it_goes_on(folder):
     process = start(folder, "nohup")
     process.send_signal(signal.SIGHUP)
-    printed = b""
-    while printed.count(b"px") < 4:  # stopped, it would print one more line of the bar
-        character = process.stdout.read(1)
-        assert character, printed
-        printed += character
+    wait_for_strips(process, 4)
     process.kill()
     process.communicate()
 

@@ -9,18 +9,25 @@ import os
 import secrets
 import shutil
 import sys
+import threading
 import unicodedata
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from tools.image_files import IMAGE_SUFFIXES
 from utils import patiently
+
+WRITERS = os.cpu_count() or 1  # threads that write results
+WAITING = 64_000_000  # pixels of results that wait for them or are written, unless one has more
 
 
 def plan(
@@ -153,37 +160,128 @@ def _name(image, root, suffix, level):
 
 def make_all(
     results: dict[Path, Path],
-    make: Callable[[Path, Path], None],
+    read: Callable[[Path], Any],
+    make: Callable[[Path, Any, Path], tuple[Callable[[], None], int]],
     originals: set[tuple],
     replace: bool = False,
 ) -> int:
-    """Make each result by `make(image, temporary path)`, and say so; returns how many failed.
+    """Make each result, and say so in the order of the images; returns how many failed.
 
-    Skips those that exist, unless `replace`; goes on after failures, whatever they are.
+    While the calling thread makes one by `make(image, read(image), temporary path)`, other threads
+    read the next image and write earlier results: `make` returns the function that does so, and
+    how many pixels it writes. Of what is read one image waits, of results `WAITING` pixels.
+
+    Skips results that exist, unless `replace`; goes on after failures, whatever they are.
     """
-    made, skipped, failed = 0, 0, 0
-    for number, (image, target) in enumerate(results.items(), start=1):
-        print(f"[{number}/{len(results)}] {image} -> {target}")
-        if os.path.lexists(target) and not replace:
-            print("  exists, skipped (--force replaces it)")
-            skipped += 1
-            continue
-        with warnings.catch_warnings(record=True) as caught:
+    counts, writing = Counter(), deque()
+    with _warnings_to_their_jobs(), ThreadPoolExecutor(1 + WRITERS) as threads:
+        jobs = [_Job(*pair, threads, read, make, originals, replace) for pair in results.items()]
+
+        def finish():
+            job = writing.popleft()
+            job.step()  # waits until it is written
+            counts[job.outcome] += 1
+            job.say(f"[{counts.total()}/{len(jobs)}]")
+
+        try:
+            for job, following in zip([None, *jobs], [*jobs, None], strict=True):
+                if following:
+                    following.step()  # starts to read it
+                if job:
+                    job.step()  # makes its result
+                    while writing and (writing[0].is_done() or not _has_room(writing, job.pixels)):
+                        finish()
+                    job.step()  # starts to write it
+                    writing.append(job)
+            while writing:
+                finish()
+        finally:
+            for job in reversed(jobs):  # those that only wait to be written first
+                job.steps.close()
+    if jobs:
+        tqdm.write("{enlarged} enlarged, {skipped} skipped, {failed} failed".format_map(counts))
+    return counts["failed"]
+
+
+def _has_room(writing, pixels):
+    """Whether one more result may be written beside these."""
+    return len(writing) < WRITERS and pixels + sum(job.pixels for job in writing) <= WAITING
+
+
+class _Job:
+    """An image on its way to its result, in four steps, and what there is to say of it."""
+
+    def __init__(self, image, target, *how):
+        self.image, self.target = image, target
+        self.steps = self._steps(*how)
+        self.outcome, self.cause, self.warnings = "enlarged", "", []  # the cause of a failure
+        self.pixels, self.written = 0, None
+
+    def step(self):
+        """Take the next step, if one is left."""
+        _thread.warnings = self.warnings
+        try:
+            next(self.steps, None)
+        except Exception as error:  # a decoder's, or a mistake in here
+            self.outcome, self.cause = "failed", str(error).removeprefix(f"{self.image}: ")
+            if not self.cause or not isinstance(error, (OSError, ValueError, MemoryError)):
+                self.cause = f"{type(error).__name__}: {self.cause}".removesuffix(": ")
+
+    def _steps(self, threads, read, make, originals, replace):
+        if os.path.lexists(self.target) and not replace:
+            self.outcome = "skipped"
+            return
+        content = threads.submit(self._in_thread, read, self.image)
+        yield
+        with new_file(self.target, originals, replace) as temporary:
+            write, self.pixels = make(self.image, content.result(), temporary)
+            del content  # others need the memory
+            yield
+            self.written = threads.submit(self._in_thread, write)
             try:
-                with new_file(target, originals, replace) as temporary:
-                    make(image, temporary)
-                made += 1
-            except Exception as error:  # a decoder's, or a mistake in here
-                cause = str(error).removeprefix(f"{image}: ")
-                if not cause or not isinstance(error, (OSError, ValueError, MemoryError)):
-                    cause = f"{type(error).__name__}: {cause}".removesuffix(": ")
-                print(f"  failed: {image}: {cause}", file=sys.stderr)
-                failed += 1
-        for warning in caught:
-            print(f"  warning: {str(warning.message).removeprefix(f'{image}: ')}", file=sys.stderr)
-    if results:
-        print(f"{made} enlarged, {skipped} skipped, {failed} failed")
-    return failed
+                yield
+                self.written.result()
+            finally:  # if stopped, too: nothing is deleted under a thread that writes
+                if not self.written.cancel():
+                    wait([self.written])
+
+    def _in_thread(self, function, *arguments):
+        _thread.warnings = self.warnings
+        return function(*arguments)
+
+    def is_done(self):
+        """Whether the last step would not wait."""
+        return self.written is None or self.written.done()
+
+    def say(self, number):
+        """Print the outcome and each warning once, above a bar if there is one."""
+        tqdm.write(f"{number} {self.image} -> {self.target}")
+        if self.outcome == "skipped":
+            tqdm.write("  exists, skipped (--force replaces it)")
+        if self.outcome == "failed":
+            tqdm.write(f"  failed: {self.image}: {self.cause}", file=sys.stderr)
+        for warning in dict.fromkeys(self.warnings):
+            warning = warning.removeprefix(f"{self.image}: ")
+            tqdm.write(f"  warning: {warning}", file=sys.stderr)
+
+
+_thread = threading.local()  # its `warnings` are those of the job for which the thread works
+
+
+@contextmanager
+def _warnings_to_their_jobs():
+    """Collect warnings: `warnings.catch_warnings(record=True)` would mix those of all threads."""
+
+    def collect(message, *where, **more):
+        if hasattr(_thread, "warnings"):
+            _thread.warnings.append(str(message))
+        else:  # a library's own thread
+            show(message, *where, **more)
+
+    with warnings.catch_warnings():
+        show, warnings.showwarning = warnings.showwarning, collect
+        warnings.simplefilter("always", append=True)  # else in all images the first one only
+        yield
 
 
 @contextmanager
@@ -285,5 +383,6 @@ def _temporary_folder(parent):
 def _delete(folder, lock):
     shutil.rmtree(folder, ignore_errors=True)
     lock.release()
-    with suppress(OSError):
-        os.unlink(lock.lock_file)
+    if not folder.exists():  # else the next run tries again
+        with suppress(OSError):
+            os.unlink(lock.lock_file)

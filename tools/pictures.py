@@ -12,7 +12,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from tools.image_files import (
+    IMAGE_FORMATS,
     ORIENTATION,
     UNKNOWN_RANGE,
     file_content,
@@ -52,6 +53,19 @@ def _libvips():
     for name in LIBVIPS_FORMATS:
         pyvips.operation_block_set(f"VipsForeignLoad{name}", False)
     return pyvips
+
+
+def count_pixels(path: str | Path) -> int:
+    """Width times height of an image file, from its header; 0 if that needs decoding, or fails."""
+    vips = _libvips()
+    with suppress(vips.Error):
+        image = vips.Image.new_from_file(str(path), access="sequential")
+        return image.width * image.height
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its size: that is said where the file is read
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            return image.width * image.height
+    return 0
 
 
 def read_picture(path: str | Path) -> tuple[np.ndarray, dict]:
@@ -164,6 +178,26 @@ def write_picture(
     PNG and TIFF lose nothing. Warns of what the format cannot hold. Raises ValueError for another
     suffix or quality and for too large an image, OSError for what cannot be written.
     """
+    try:
+        store_picture(path, strips, shape, dtype, info, quality)(path)
+    finally:
+        with suppress(OSError):
+            Path(path).with_suffix(".raw").unlink()
+
+
+def store_picture(
+    path: str | Path,
+    strips: Iterable[np.ndarray],
+    shape: tuple[int, int, int],
+    dtype: np.dtype,
+    info: dict,
+    quality: int | None = None,
+) -> Callable[[str | Path], None]:
+    """The first half of `write_picture`: store the strips in a file, `path` with the suffix .raw.
+
+    Returns the second half, which another thread may call with the path of the image: it encodes
+    them. The caller deletes the file. Raises ValueError and OSError as `write_picture` does.
+    """
     vips, path, (height, width, channels) = _libvips(), Path(path), shape
     deep, suffix = dtype == np.uint16, path.suffix.lower()
     suffix = {".jpeg": ".jpg", ".tiff": ".tif"}.get(suffix, suffix)
@@ -190,27 +224,29 @@ def write_picture(
         names = ", ".join(name for name, applies in lost.items() if applies)
         warnings.warn(f"{suffix} does not keep {names}; .png does", stacklevel=2)
     raw = path.with_suffix(".raw")
-    try:
-        with open(raw, "wb") as file:
-            file.writelines(strips)
-        kind = KINDS[2 * deep + (channels > 2)]
-        form = {"format": "ushort" if deep else "uchar", "interpretation": kind}
-        image = vips.Image.rawload(str(raw), width, height, channels, **form)
-        x, y = info.get("dpi", (72, 72))
-        image = image.copy(xres=x / 25.4, yres=y / 25.4)
-        for name in FIELDS.keys() & info.keys():
-            image.set_type(vips.GValue.blob_type, FIELDS[name], info[name])
-        image.set_type(vips.GValue.gint_type, "orientation", 1)
-        if "exif" not in info and (suffix != ".jpg" or "dpi" not in info):  # it would invent some
-            options["keep"] = "xmp|icc|other"
-        image.write_to_file(str(path), background=[65535 if deep else 255], **options)
-    except vips.Error as error:
-        raise OSError(f"cannot be written: {' '.join(str(error).split())}") from error
-    finally:
-        image = None  # Windows deletes no file that is open
-        with suppress(OSError):
-            raw.unlink()
-    if "cicp" in info and suffix == ".png":
-        content, chunk = path.read_bytes(), b"cICP" + info["cicp"]
-        chunk = struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-        path.write_bytes(content[:33] + chunk + content[33:])  # after the header
+    with open(raw, "wb") as file:
+        file.writelines(strips)
+    kind = KINDS[2 * deep + (channels > 2)]
+    form = {"format": "ushort" if deep else "uchar", "interpretation": kind}
+
+    def encode(path):
+        try:
+            image = vips.Image.rawload(str(raw), width, height, channels, **form)
+            x, y = info.get("dpi", (72, 72))
+            image = image.copy(xres=x / 25.4, yres=y / 25.4)
+            for name in FIELDS.keys() & info.keys():
+                image.set_type(vips.GValue.blob_type, FIELDS[name], info[name])
+            image.set_type(vips.GValue.gint_type, "orientation", 1)
+            if "exif" not in info and (suffix != ".jpg" or "dpi" not in info):
+                options["keep"] = "xmp|icc|other"  # else it would invent some
+            image.write_to_file(str(path), background=[65535 if deep else 255], **options)
+        except vips.Error as error:
+            raise OSError(f"cannot be written: {' '.join(str(error).split())}") from error
+        finally:
+            image = None  # Windows deletes no file that is open
+        if "cicp" in info and suffix == ".png":
+            content, chunk = Path(path).read_bytes(), b"cICP" + info["cicp"]
+            chunk = struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+            Path(path).write_bytes(content[:33] + chunk + content[33:])  # after the header
+
+    return encode
