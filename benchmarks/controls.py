@@ -36,14 +36,23 @@ from utils import pick_device, write_rows  # noqa: E402
 
 START = "checkpoints/laptop/srresnet.safetensors"
 FOLDER = Path("checkpoints/controls")
+ALL = ("grid_weight", "lr_consistency_weight", "texture_weight")
+PAPER = dict.fromkeys(ALL, 0.0)
+LAPTOP = {name: presets.get_settings("laptop")["stages"]["srgan"][name] for name in ALL}
+BOTH = dict(LAPTOP, texture_weight=0.0)
 ROWS = {  # name: (what, what differs from the preset)
-    "paper": ("the paper's loss", dict(grid_weight=0.0, lr_consistency_weight=0.0)),
-    "grid": ("+ grid loss", dict(lr_consistency_weight=0.0)),
-    "consistency": ("+ LR consistency", dict(grid_weight=0.0)),
-    "both": ("both: the preset", {}),
-    "phi 22": ("both, phi_22", dict(content_loss="vgg16_22", content_weight=4e-7)),
-    "max pooling": ("both, maximum pooling", dict(vgg_pooling="max", content_weight=4e-4)),
-    "no judge": ("both, no adversarial loss", dict(adversarial_weight=0.0)),
+    "paper": ("the paper's loss", PAPER),
+    "grid": ("+ grid loss", dict(PAPER, grid_weight=LAPTOP["grid_weight"])),
+    "consistency": (
+        "+ LR consistency",
+        dict(PAPER, lr_consistency_weight=LAPTOP["lr_consistency_weight"]),
+    ),
+    "both": ("+ both", BOTH),
+    "texture": ("+ both and texture loss: the preset", {}),
+    # Content weights that leave the content loss what it was at first: features differ in scale.
+    "phi 22": ("+ both, phi_22", dict(BOTH, content_loss="vgg16_22", content_weight=4e-7)),
+    "max pooling": ("+ both, maximum pooling", dict(BOTH, vgg_pooling="max", content_weight=4e-4)),
+    "no judge": ("+ both, no adversarial loss", dict(BOTH, adversarial_weight=0.0)),
 }
 PATCHES = 14  # of each image: 510 steps of 8 with 291 images
 SHOWN, BOX = "butterfly", (70, 30, 120, 120)  # left, top, width, height in HR pixels
@@ -131,8 +140,9 @@ def main():
         generator = load_generator(path, pick_device())
         for set_name, scores in score(generator).items():
             what = ROWS[name][0] if name in ROWS else "the start"
-            values = {k: round(v, 4) for k, v in scores.items()}
-            rows.append({"row": name, "what": what, "set": set_name, **values})
+            values = {k: round(v, 4) for k, v in scores.items() if k != "name"}
+            row = {"row": name, "what": what, "device": generator.info["device"], "set": set_name}
+            rows.append(row | values)
             print(rows[-1], flush=True)
         images[name] = super_resolve(generator, shown[1], progress=False)
     write_rows("results/controls.csv", rows)

@@ -107,7 +107,9 @@ def test_a_stage_that_is_not_there_is_named(images):
 
 def test_a_misspelt_preset_names_the_presets():
     for read in (presets.get_settings, presets.read_settings):
-        with pytest.raises(ValueError, match="no preset 'lapptop'; there are quick, laptop, aft"):
+        with pytest.raises(
+            ValueError, match="no preset 'lapptop'; there are quick, laptop, gpu, aft"
+        ):
             read("lapptop")
 
 

@@ -56,7 +56,7 @@ def new_folder(parent: Path, name: str) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser("python -m tools.run_notebooks", description=__doc__)
-    parser.add_argument("preset", help="quick, laptop, afternoon, paper; or a settings.json")
+    parser.add_argument("preset", help="quick, laptop, gpu, afternoon, paper; or a settings.json")
     parser.add_argument("--run", default="", help="a name for a run of your own")
     parser.add_argument("--only", nargs="+", choices=NOTEBOOKS, help="some of the notebooks")
     options = parser.parse_args(arguments)
