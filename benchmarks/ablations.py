@@ -6,9 +6,8 @@
 Into results/ablations.csv. The first rows build the recipe up from the paper's, the others change
 one thing of it. The budget is small (see --patches), so that a row takes minutes on one CPU core:
 the figures are about the beginning of a training, where most of them come from. Scores are PSNR (Y)
-on the middle 512 x 512 pixels of the validation images, which decide, and on Set5 and Set14; and
-the checkerboard of the Set5 images (1: none). The last rows train an SRGAN a little, from
-checkpoints/laptop/srresnet.safetensors.
+on the middle 512 x 512 pixels of the validation images, which decide, and on Set5 and Set14. What
+the parts of SRGAN's loss are worth: benchmarks/controls.py.
 """
 
 import argparse
@@ -30,9 +29,8 @@ sys.path.insert(0, str(ROOT))
 import presets  # noqa: E402
 from datasets import PairDataset, PatchDataset  # noqa: E402
 from metrics import evaluate, mean  # noqa: E402
-from models import Discriminator, SRResNet, load_generator  # noqa: E402
-from solver import GANSolver, PretrainSolver  # noqa: E402
-from tools.artifacts import checkerboard  # noqa: E402
+from models import SRResNet  # noqa: E402
+from solver import PretrainSolver  # noqa: E402
 from utils import seed_everything, write_rows  # noqa: E402
 
 LAPTOP = presets.get_settings("laptop")
@@ -46,11 +44,6 @@ RATE = dict(
 COSINE = dict(RATE, schedule=LAPTOP["stages"]["srresnet"]["schedule"])
 EMA = dict(COSINE, ema_decay=0.995)
 RECIPE = dict(EMA, optimizer=LAPTOP["stages"]["srresnet"]["optimizer"])
-# The content weight is for a VGG19 whose features are scaled to a mean of about 1; divide it for
-# others, until content : adversarial starts near 20 : 1.
-GAN = dict(PAPER, ema_decay=0.9, content_loss="vgg22", content_weight=0.015)
-AVERAGE = dict(GAN, vgg_pooling="avg")
-FROZEN = dict(AVERAGE, frozen_layers=LAPTOP["stages"]["srgan"]["frozen_layers"])
 ROWS = {  # name: (what, settings)
     "paper": ("the paper's recipe: constant rate 1e-4, Adam", PAPER),
     "interpolator": ("+ initialised as an interpolator", INTERPOLATOR),
@@ -65,23 +58,7 @@ ROWS = {  # name: (what, settings)
     "crops": ("the recipe, the first half with 48 x 48 crops", dict(RECIPE, first_crop=48)),
     "detail": ("the recipe, of two patches the one with more detail", dict(RECIPE, detail=True)),
     "float32": ("the recipe, all in float32", dict(RECIPE, mixed_precision="no")),
-    "gan": ("SRGAN-VGG22, maximum pooling", GAN),
-    "gan no judge": (
-        "SRGAN-VGG22, maximum pooling, no adversarial loss",
-        dict(GAN, adversarial_weight=0.0),
-    ),
-    "gan weight": (
-        "SRGAN-VGG22, maximum pooling, content weight 0.1",
-        dict(GAN, content_weight=0.1),
-    ),
-    "gan average": ("SRGAN-VGG22, average pooling", AVERAGE),
-    "gan average frozen": ("SRGAN-VGG22, average pooling, upsampling frozen", FROZEN),
-    "gan average no judge": (
-        "SRGAN-VGG22, average pooling, no adversarial loss",
-        dict(AVERAGE, adversarial_weight=0.0),
-    ),
 }
-START = "checkpoints/laptop/srresnet.safetensors"
 
 
 class DetailSolver(PretrainSolver):
@@ -103,12 +80,7 @@ def train(settings, seed, patches):
     images = PatchDataset(
         "data/lists/train.csv", seed=seed, patches_per_image=patches // 2 * (1 + detail)
     )
-    if "content_loss" in settings:
-        kind = GANSolver
-        networks = {"generator": load_generator(START), "discriminator": Discriminator()}
-    else:
-        kind = DetailSolver if detail else PretrainSolver
-        networks = {"generator": SRResNet(init=init)}
+    kind, networks = DetailSolver if detail else PretrainSolver, {"generator": SRResNet(init=init)}
     with tempfile.TemporaryDirectory() as folder:
         solver = kind(networks, images, settings, f"{folder}/run")
         images.crop_size = first_crop
@@ -121,11 +93,7 @@ def train(settings, seed, patches):
     }
     sets["valid"] = [middle(*pair) for pair in sets["valid"]]
     for name, pairs in sets.items():
-        extra = {"checkerboard": lambda lr, sr, hr: checkerboard(sr)} if name == "Set5" else None
-        row = mean(evaluate(solver.upscale, pairs, progress=False, extra=extra))
-        scores[name] = round(row["psnr"], 3)
-        if extra:
-            scores["checkerboard"] = round(row["checkerboard"], 2)
+        scores[name] = round(mean(evaluate(solver.upscale, pairs, progress=False))["psnr"], 3)
     return scores
 
 
@@ -183,8 +151,7 @@ def main():
             rows.append(row)
             write_rows(output, rows)
             left = (time.monotonic() - begin) / k * (len(wanted) - k) / 60
-            columns = ("valid", "Set5", "Set14", "checkerboard")
-            shown = " ".join(str(row[column]) for column in columns)
+            shown = " ".join(str(row[column]) for column in ("valid", "Set5", "Set14"))
             print(f"{row['what']:55} seed {row['seed']}: {shown}   ({left:.0f} min left)")
 
 

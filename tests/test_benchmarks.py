@@ -4,12 +4,14 @@ import importlib
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import trained_generator
 from torch import nn
 from training import make
 
+import presets
 import utils
 from models import SRResNet, VGGFeatures
 
@@ -157,3 +159,25 @@ def test_ways_that_are_not_installed_are_left_out_and_named(benchmark, monkeypat
     assert out[0].startswith("not installed, left out: ONNX Runtime, OpenVINO")
     assert [cells(line)[4] for line in out[1:]] == [script.BARE]
     assert cells(out[1])[0] == "enlarging 12 x 16"
+
+
+def test_local_contrast_is_the_share_of_fine_detail(benchmark):
+    local_contrast = benchmark("controls").local_contrast
+    hr = np.random.default_rng(0).integers(0, 256, (80, 96, 3), np.uint8)
+    gray = np.full_like(hr, 128)
+    half = ((hr.astype(int) + 128) // 2).astype(np.uint8)
+    assert local_contrast(hr, hr) == 1 and local_contrast(gray, hr) == 0
+    assert local_contrast(half, hr) == pytest.approx(0.5, rel=0.01)
+    hr[:, :48] = 128  # a window without detail has no say
+    assert local_contrast(hr, hr) == 1
+
+
+def test_every_control_differs_from_the_preset_in_settings_that_exist(benchmark):
+    rows = benchmark("controls").ROWS
+    for _, changes in rows.values():
+        run = presets.get_settings("laptop")
+        run["stages"]["srgan"] |= changes
+        presets.check_settings(run)
+    assert rows["texture"][1] == {}
+    checked = presets.check_settings(presets.get_settings("paper"))["stages"]["srgan"]
+    assert all(checked[name] == value for name, value in rows["paper"][1].items())
