@@ -3,9 +3,10 @@
     python benchmarks/gpu.py [--seconds 25]     # ten minutes; writes results/gpu_<card>.md
     python benchmarks/gpu.py --rehearse         # small networks, on any device: does it all run?
 
-Each stage trains in each precision, with and without torch.compile, on images in the GPU's memory;
-and once on images that stay in the CPU's. Losses must fall, and gradients in float32 agree with the
-CPU's. The file says what was measured with what, so that it can be committed as it is.
+Each stage trains in each precision, with and without `compile` (torch.compile, or for SRGAN a CUDA
+graph), on images in the GPU's memory; and once on images that stay in the CPU's. Losses must fall,
+and gradients in float32 agree with the CPU's. The file says what was measured with what, so that it
+can be committed as it is.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("super_resolve.py", "train.py", "data.py", "imresize.py")
+SCRIPTS = ("super_resolve.py", "folder.py", "train.py", "data.py", "imresize.py")
 TITLES = ("what", "unit", "ours", "the other", "the other way", "ours is")
 
 
