@@ -5,8 +5,8 @@
 The plain loop: eager, float32, default layout, Adam as it comes, `.item()` at each step, both PNG
 files opened for every patch. Ours: the solver with the settings of the preset `laptop`, without its
 additions to the loss, compiled. Each runs in processes of its own, in turn, because how memory is
-allocated belongs to the comparison. Uses data/lists/train.csv where it is, else images made for the purpose;
-VGG16 has random weights, which take as long.
+allocated belongs to the comparison. Uses data/lists/train.csv where it is, else images made for the
+purpose; VGG16 has random weights, which take as long.
 """
 
 import argparse
