@@ -35,7 +35,7 @@ from tools.spectrum import spectral_distance  # noqa: E402
 from utils import pick_device, write_rows  # noqa: E402
 
 START = "checkpoints/laptop/srresnet.safetensors"
-FOLDER = Path("checkpoints/controls")
+FOLDER = Path("runs/controls")  # not below checkpoints/, whose newest SRGAN is the one for use
 ALL = ("grid_weight", "lr_consistency_weight", "texture_weight")
 PAPER = dict.fromkeys(ALL, 0.0)
 LAPTOP = {name: presets.get_settings("laptop")["stages"]["srgan"][name] for name in ALL}

@@ -105,7 +105,7 @@ class GraphedStep:
     """A training step as a CUDA graph: the CPU launches it at once, not kernel by kernel.
 
     A step is some thousand small kernels, and the CPU needs longer to launch them than the GPU to
-    run them: 57 ms against 10 for a GAN step of 16 patches on an H100. The kernels, and so the
+    run them: 62 ms against 10 for a GAN step of 16 patches on an H100. The kernels, and so the
     results, stay the same. Warns and goes on without where capturing fails.
 
     step: maps (lr, hr) to losses; it must launch the same kernels each time, on the same memory,
