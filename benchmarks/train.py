@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from controls import PAPER  # noqa: E402
 from table import compare  # noqa: E402
 
 import presets  # noqa: E402
@@ -104,10 +105,6 @@ def plain(stage, dataset, batch_size, vgg, steps, device):
     }
 
 
-# The tutorials' loop has the paper's loss alone, so ours has here.
-ADDITIONS = ("grid_weight", "lr_consistency_weight", "texture_weight")
-
-
 def vgg16(weights):
     """The features that the preset `laptop` compares."""
     return VGGFeatures(5, 3, depth=16, pooling="avg", weights=weights)
@@ -121,7 +118,7 @@ def ours(stage, dataset, batch_size, vgg, steps, device, compiled):
     networks = {"generator": SRResNet()}
     if stage == "srgan":
         networks["discriminator"] = Discriminator()
-        settings.update(vgg_weights=vgg, **dict.fromkeys(ADDITIONS, 0.0))
+        settings.update(vgg_weights=vgg, **PAPER)  # the tutorials' loop has no additions either
     kind = GANSolver if stage == "srgan" else PretrainSolver
     solver = kind(networks, dataset, settings, "nowhere")
     batches = solver.loader.epoch(0)

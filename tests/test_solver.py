@@ -917,12 +917,21 @@ class RecordedStep(GraphedStep):
             self.losses[name].copy_(loss)
 
 
-@pytest.mark.parametrize("stopped_at", [None, 7])
-def test_a_graphed_training_is_the_plain_one(stopped_at, images, tmp_path, monkeypatch):
-    settings = dict(patches=5, batch_size=8, grid_weight=1.0, lr_consistency_weight=1.0)
+@pytest.mark.parametrize(
+    ("patches", "stopped_at", "replays"),
+    [
+        (5, None, 9 - 3 - 2),  # epochs of batches of 8, 8 and 4: three plain steps, two smaller
+        (5, 7, None),
+        (7, None, 2 * 3),  # 8, 8, 8 and 4, which is captured first, then replaced
+    ],
+)
+def test_a_graphed_training_is_the_plain_one(
+    patches, stopped_at, replays, images, tmp_path, monkeypatch
+):
+    settings = dict(patches=patches, batch_size=8, grid_weight=1.0, lr_consistency_weight=1.0)
     settings |= dict(discriminator_warmup_steps=6, log_every=1, crop=32)
     settings |= dict(learning_rate=2**-10, schedule="constant")  # equal in float32 and float64
-    make("gan", images, tmp_path / "plain", **settings).fit()  # epochs of batches of 8, 8 and 4
+    make("gan", images, tmp_path / "plain", **settings).fit()
     stream = types.SimpleNamespace(wait_stream=lambda other: None)
     monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
@@ -941,7 +950,7 @@ def test_a_graphed_training_is_the_plain_one(stopped_at, images, tmp_path, monke
         with contextlib.suppress(KeyboardInterrupt):
             solver.fit(callback=stop)
         if not stopped_at:
-            assert solver.step_once.replays == 9 - 3 - 2  # without 3 plain steps, 2 smaller batches
+            assert solver.step_once.replays == replays
             break
     facts = [last_checkpoint(tmp_path / name)[1] for name in ("plain", "graphed")]
     for fact in facts:

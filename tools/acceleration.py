@@ -119,10 +119,11 @@ class GraphedStep:
         self.calls, self.graph = 0, None
 
     def __call__(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
-        if self.calls == self.PLAIN_STEPS:
+        # An epoch's last batch may be smaller; if it was the one captured, a whole one replaces it.
+        if self.calls == self.PLAIN_STEPS or (self.graph and len(lr) > len(self.inputs[0])):
             self.capture(lr, hr)
         self.calls += 1
-        if self.graph is None or lr.shape != self.inputs[0].shape:  # an epoch's last batch
+        if self.graph is None or lr.shape != self.inputs[0].shape:
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):  # autograd remembers streams: that of the graph
                 losses = self.run(lr, hr)
